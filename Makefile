@@ -1,0 +1,100 @@
+# Everything one does with this book. `make help` lists it.
+#
+# The only thing needed beforehand is Python 3.11 or newer with its venv module: every target first
+# brings .venv up to date, which takes no time unless requirements.txt or pyproject.toml has changed.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+BIN := .venv/bin
+CHAPTERS = $(wildcard book/*.ipynb book/*/*.ipynb)
+REPORTS := _build/test-reports
+
+.PHONY: help
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+
+.PHONY: environment
+environment:  ## bring .venv up to date
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "There is no command '$(PYTHON)'. Name a Python 3.11 or newer:  make PYTHON=/path/to/python3" >&2; \
+	  exit 1; }
+	@"$(PYTHON)" scripts/environment.py
+
+# A build that stopped half-way, or with warnings, has already remembered the pages that it had read, and
+# would not warn about them again. So what it remembers is kept only if the whole build succeeded.
+# The results of executed chapters are kept in any case.
+.PHONY: book
+book: environment  ## execute the chapters and build the book, warnings being errors
+	@if [ -e _build/.unfinished ]; then rm -rf _build/.doctrees; fi
+	@mkdir -p _build
+	@touch _build/.unfinished
+	$(BIN)/jupyter-book build . --warningiserror --nitpick --keep-going --quiet
+	@rm _build/.unfinished
+	@echo "The book is built. Open  file://$(CURDIR)/_build/html/index.html"
+
+.PHONY: book-fresh
+book-fresh:  ## build the book after forgetting every earlier result
+	rm -rf _build
+	@$(MAKE) --no-print-directory book
+
+.PHONY: lab
+lab: environment  ## open the chapters in JupyterLab
+	$(BIN)/jupyter lab book
+
+.PHONY: notebooks
+notebooks: environment  ## execute the chapters and store them in canonical form
+	$(BIN)/python scripts/notebooks.py execute $(CHAPTERS)
+
+.PHONY: format
+format: environment  ## format the code, the notebooks' included
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python scripts/notebooks.py canonical $(CHAPTERS)
+
+.PHONY: test
+test: check-style check-types check-notebooks test-library test-notebooks test-book  ## run every check and test
+	@$(BIN)/python scripts/summarise_tests.py $(REPORTS)
+
+# One run of pytest whose results count in the summary. If it fails, the summary comes before the failure.
+define pytest
+@mkdir -p $(REPORTS)
+$(1) $(BIN)/python -m pytest --junit-xml=$(REPORTS)/$@.xml $(2) || { \
+  $(BIN)/python scripts/summarise_tests.py $(REPORTS); exit 1; }
+endef
+
+.PHONY: check-style
+check-style: environment
+	@rm -rf $(REPORTS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: check-types
+check-types: environment
+	$(BIN)/mypy
+
+.PHONY: check-notebooks
+check-notebooks: environment
+	$(BIN)/python scripts/notebooks.py verify $(CHAPTERS)
+
+.PHONY: test-library
+test-library: environment  ## run the tests of the library and of the tools
+	$(call pytest,,-n 2 --dist loadfile)
+
+# In one process, because the cells of a notebook need each other. With two threads whatever the machine,
+# while the book is built with as many as there are: the results may not depend on that.
+.PHONY: test-notebooks
+test-notebooks: environment  ## execute the chapters and compare what their check cells print
+	$(call pytest,OMP_NUM_THREADS=2,--nbval --nbval-current-env --nbval-cell-timeout=300 $(CHAPTERS))
+
+.PHONY: test-book
+test-book: book  ## build the book, inspect it and try it in a browser
+	$(call pytest,,-m "built or browser or lab" tests/built tests/browser)
+
+.PHONY: clean
+clean:  ## remove what was built, but not .venv
+	rm -rf _build .pytest_cache .ruff_cache .mypy_cache .hypothesis eoslib.egg-info

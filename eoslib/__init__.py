@@ -1,0 +1,57 @@
+"""eoslib: train networks with full-batch methods and measure the sharpness of their loss.
+
+Data flows one way: data → objective → update rule → recorder → run → plot or widget. The training
+objective is a function of a flat parameter vector; optimizers and eigensolvers know nothing else.
+"""
+
+__version__ = "0.1.0"
+
+from eoslib.architectures import build
+from eoslib.data import Dataset, chebyshev, digits, load_dataset
+from eoslib.eigen import EigenResult, EigenStatus, SharpnessTracker, UnconvergedError, lanczos
+from eoslib.linops import SymmetricOperator
+from eoslib.losses import Loss, cross_entropy, square_loss
+from eoslib.objective import Objective
+from eoslib.runs import Outcome, Run, RunFileError, Series
+from eoslib.train import (
+    Measurement,
+    Snapshot,
+    accuracy_above,
+    at_steps,
+    every,
+    log_spaced,
+    loss_below,
+    train,
+)
+from eoslib.update_rules import GradientDescent
+
+__all__ = [
+    "Dataset",
+    "EigenResult",
+    "EigenStatus",
+    "GradientDescent",
+    "Loss",
+    "Measurement",
+    "Objective",
+    "Outcome",
+    "Run",
+    "RunFileError",
+    "Series",
+    "SharpnessTracker",
+    "Snapshot",
+    "SymmetricOperator",
+    "UnconvergedError",
+    "accuracy_above",
+    "at_steps",
+    "build",
+    "chebyshev",
+    "cross_entropy",
+    "digits",
+    "every",
+    "lanczos",
+    "load_dataset",
+    "log_spaced",
+    "loss_below",
+    "square_loss",
+    "train",
+]

@@ -1,0 +1,93 @@
+"""Networks under the names of the field, with seeded initial weights.
+
+``fc-tanh`` is Cohen et al.'s fully connected network: flatten, then hidden layers of 200 units with
+the activation after each, then a linear output layer; biases everywhere; PyTorch's default
+initialisation. Its siblings exchange the activation. Widths are free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+
+from eoslib._names import look_up
+
+__all__ = ["ACTIVATIONS", "ARCHITECTURES", "build", "fully_connected"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "softplus": nn.Softplus,
+    "hardtanh": nn.Hardtanh,
+    "gelu": nn.GELU,
+}
+
+
+def fully_connected(
+    num_inputs: int,
+    num_outputs: int,
+    *,
+    widths: Sequence[int] = (200, 200),
+    activation: str = "tanh",
+) -> nn.Sequential:
+    """Flatten → (Linear → activation) for each width → Linear.
+
+    Args:
+        num_inputs: numbers per example after flattening.
+        num_outputs: columns of the output.
+        widths: units of each hidden layer; ``()`` gives a linear model.
+        activation: a key of `ACTIVATIONS`.
+
+    Raises:
+        ValueError: a size is not a positive integer, or the activation is unknown.
+    """
+    sizes = [num_inputs, *widths, num_outputs]
+    if any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"layer sizes must be positive integers, got {sizes}")
+    make_activation = look_up(ACTIVATIONS, activation, "activation")
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, fan_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+        layers += [nn.Linear(fan_in, fan_out), make_activation()]
+    layers.append(nn.Linear(sizes[-2], sizes[-1]))
+    return nn.Sequential(*layers)
+
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    f"fc-{activation}": partial(fully_connected, activation=activation)
+    for activation in ACTIVATIONS
+}
+
+
+def build(
+    name: str,
+    num_inputs: int,
+    num_outputs: int,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **options: object,
+) -> nn.Module:
+    """Build a network by its name with initial weights drawn from ``seed``.
+
+    The weights are drawn in float32 on the CPU and then cast, so that one seed means the same
+    network in every dtype and on every device. The global random state is left as it was found.
+
+    Args:
+        name: a key of `ARCHITECTURES`, for instance ``"fc-tanh"``.
+        num_inputs: numbers per example.
+        num_outputs: columns of the output.
+        seed: seed of the initial weights.
+        dtype: dtype of the parameters.
+        **options: passed on, for instance ``widths=(32, 32)``.
+
+    Raises:
+        ValueError: the name or an option's value is wrong; the message suggests near names.
+    """
+    make = look_up(ARCHITECTURES, name, "architecture")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make(num_inputs, num_outputs, **options).to(dtype)

@@ -1,0 +1,136 @@
+r"""The two losses of the book, each with its factor spelled out.
+
+Multiplying a loss by c multiplies every Hessian eigenvalue by c, so a forgotten ½ doubles every
+sharpness. The conventions here are those of Cohen et al. (2021):
+
+* square loss: ½ ‖f(x) − y‖², summed over outputs, averaged over examples;
+* cross-entropy: −log softmax(f(x))_y, averaged over examples.
+
+A `Loss` returns the *sum* over the examples it is given; `eoslib.objective.Objective` divides by
+the number of all examples, which makes uneven chunks exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eoslib._names import look_up
+
+__all__ = ["LOSSES", "Loss", "accuracy", "cross_entropy", "get_loss", "square_loss"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss summed over examples.
+
+    Attributes:
+        name: its name in settings and run records.
+        label: its name on an axis, with the factor that matters.
+        total: maps outputs ``(n, ...)`` and targets to a 0-d tensor, the sum over the n examples.
+        check: raises ``ValueError`` when outputs and targets do not fit together.
+    """
+
+    name: str
+    label: str
+    total: Callable[[Tensor, Tensor], Tensor]
+    check: Callable[[Tensor, Tensor], None]
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss over the examples of ``outputs`` and ``targets``, as a 0-d tensor."""
+        return self.total(outputs, targets) / outputs.shape[0]
+
+
+def _square_total(outputs: Tensor, targets: Tensor) -> Tensor:
+    return 0.5 * (outputs - targets).square().sum()
+
+
+def _check_square(outputs: Tensor, targets: Tensor) -> None:
+    if targets.shape == outputs.shape and targets.is_floating_point():
+        return
+    advice = (
+        "turn class labels into one-hot rows first (torch.nn.functional.one_hot)"
+        if not targets.is_floating_point()
+        else "give one target row per example, of the network's output shape"
+    )
+    raise ValueError(
+        f"square loss needs floating targets of the outputs' shape {tuple(outputs.shape)}, "
+        f"got {targets.dtype} of shape {tuple(targets.shape)}; {advice}"
+    )
+
+
+def _cross_entropy_total(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, reduction="sum")
+
+
+def _check_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
+    n, *rest = outputs.shape
+    if outputs.ndim < 2:
+        raise ValueError(
+            "cross-entropy needs one logit per class, outputs of shape (n, classes), "
+            f"got {tuple(outputs.shape)}"
+        )
+    classes = rest[0]
+    if targets.is_floating_point() and targets.shape == outputs.shape:
+        sums = targets.sum(dim=1)
+        if not torch.allclose(sums, torch.ones_like(sums), atol=1e-4) or bool((targets < 0).any()):
+            raise ValueError(
+                "cross-entropy got rows of targets that are no probabilities (they must be "
+                "non-negative and sum to 1); give one-hot rows or integer labels"
+            )
+    elif targets.dtype == torch.long and targets.shape == (n, *rest[1:]):
+        lowest, highest = int(targets.min()), int(targets.max())
+        if lowest < 0 or highest >= classes:
+            raise ValueError(
+                f"labels must lie in 0..{classes - 1} for {classes} logits, "
+                f"got values from {lowest} to {highest}"
+            )
+    else:
+        raise ValueError(
+            f"cross-entropy needs int64 labels of shape {(n, *rest[1:])} or probabilities of shape "
+            f"{tuple(outputs.shape)}, got {targets.dtype} of shape {tuple(targets.shape)}"
+        )
+
+
+square_loss = Loss("square", "train loss (½ mean squared error)", _square_total, _check_square)
+cross_entropy = Loss(
+    "cross_entropy", "train loss (cross-entropy)", _cross_entropy_total, _check_cross_entropy
+)
+
+LOSSES: dict[str, Loss] = {loss.name: loss for loss in (square_loss, cross_entropy)}
+
+
+def get_loss(loss: str | Loss) -> Loss:
+    """Return the loss of that name (``"square"``, ``"cross_entropy"``), or the loss itself.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    return loss if isinstance(loss, Loss) else look_up(LOSSES, loss, "loss")
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    """Share of examples whose largest output is at the labelled class.
+
+    Args:
+        outputs: ``(n, classes)``.
+        targets: labels ``(n,)`` or one-hot rows ``(n, classes)``.
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        ValueError: the outputs have one column. Their argmax is always 0, so the "accuracy" of a
+            scalar regression would be 1 from the first step on.
+    """
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        raise ValueError(
+            f"accuracy needs outputs of shape (n, classes ≥ 2), got {tuple(outputs.shape)}; "
+            "for a regression stop on the loss instead"
+        )
+    labels = targets.argmax(dim=1) if targets.is_floating_point() else targets
+    return float((outputs.argmax(dim=1) == labels).double().mean())

@@ -1,0 +1,97 @@
+"""Where and how numbers are computed: device, dtype, precision, and the stamp a run carries.
+
+Nothing here acts at import time; every switch is a context manager that puts back what it found.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+
+__all__ = ["full_precision", "hardware_stamp", "resolve_device", "resolve_dtype"]
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
+    """Turn a device's name into a device that is really there.
+
+    Args:
+        device: ``"auto"`` or ``None`` takes CUDA where there is one and the CPU elsewhere; anything
+            else is a PyTorch device name (``"cpu"``, ``"cuda"``, ``"cuda:1"``).
+
+    Raises:
+        ValueError: the name is no device, or names an accelerator this machine does not have.
+    """
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device {device!r} is not a device name; use 'auto', 'cpu', 'cuda' or 'cuda:0'"
+        ) from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {device!r} was asked for, but this PyTorch ({torch.__version__}) sees no CUDA "
+            "device; use device='cpu', or 'auto' to take whatever is there"
+        )
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Turn ``"float32"`` or ``torch.float32`` into a floating dtype.
+
+    Raises:
+        ValueError: the name is unknown or the dtype is not a floating one.
+    """
+    resolved = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+    return resolved
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute float32 products in float32 on CUDA: TF32 off for matrix products and convolutions.
+
+    TF32 keeps 10 of float32's 23 mantissa bits; a Hessian measured with it is wrong in the third
+    digit. On any other device this does nothing. The previous switches are restored on leaving.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+def hardware_stamp(device: torch.device | None = None) -> dict[str, str | int]:
+    """Say what computed a run: versions, machine, device, threads, date (UTC)."""
+    from eoslib import __version__
+
+    stamp: dict[str, str | int] = {
+        "eoslib": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": f"{sys.platform}-{platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "device": str(device or "cpu"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if device is not None and device.type == "cuda":
+        stamp["gpu"] = torch.cuda.get_device_name(device)
+    return stamp

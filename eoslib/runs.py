@@ -1,0 +1,265 @@
+"""A run: what was asked, what was measured, and what measured it.
+
+A run is saved as one ``.npz`` file: the series as plain arrays, everything else as one JSON text.
+No pickle is involved in either direction. Saving writes a temporary file beside the target and
+renames it, so a reader never meets half a run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Outcome", "Run", "RunFileError", "Series"]
+
+_FORMAT = "eoslib-run"
+_VERSION = 1
+
+
+class RunFileError(ValueError):
+    """A file is not a readable run."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One measured quantity with its own step index.
+
+    Attributes:
+        steps: ``(m,)`` int64, strictly increasing; step t is measured before update t.
+        values: ``(m,)`` or ``(m, d)`` float64.
+    """
+
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        """Cast, and refuse a series that is none."""
+        steps = np.asarray(self.steps, dtype=np.int64)
+        values = np.asarray(self.values, dtype=np.float64)
+        if steps.ndim != 1 or values.shape[:1] != steps.shape:
+            raise ValueError(
+                f"a series needs one value per step, got steps of shape {steps.shape} and values "
+                f"of shape {values.shape}"
+            )
+        if np.any(np.diff(steps) <= 0):
+            raise ValueError("the steps of a series must increase strictly")
+        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "values", values)
+
+    def __len__(self) -> int:
+        """Number of measurements."""
+        return len(self.steps)
+
+    def since(self, step: int) -> Series:
+        """The measurements at that step and later."""
+        keep = self.steps >= step
+        return Series(self.steps[keep], self.values[keep])
+
+    def until(self, step: int) -> Series:
+        """The measurements before that step."""
+        keep = self.steps < step
+        return Series(self.steps[keep], self.values[keep])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: ``"completed"`` (all steps done), ``"goal reached"`` (a stop rule fired),
+            ``"diverged"``, or ``"stopped"`` (somebody asked for it).
+        step: the step at which it ended.
+        message: one sentence for a person.
+    """
+
+    status: str
+    step: int
+    message: str
+
+
+@dataclass
+class Run:
+    """The record of one training run.
+
+    Attributes:
+        settings: what was asked for; JSON values only. The loop writes ``lr``, ``optimizer``,
+            ``threshold``, ``loss``, ``num_steps``, ``num_parameters``, ``num_examples``,
+            ``dtype``; the caller adds ``dataset``, ``architecture``, ``seed`` and the like.
+        series: measured quantities by name; ``loss`` and ``sharpness`` among them.
+        outcome: how it ended.
+        provenance: versions, device, threads, date, seconds, gradients and products spent.
+        final_point: the last θ, ``(P,)``, if it was kept.
+    """
+
+    settings: dict[str, Any]
+    series: dict[str, Series]
+    outcome: Outcome
+    provenance: dict[str, Any] = field(default_factory=dict)
+    final_point: NDArray[Any] | None = None
+
+    def __getitem__(self, name: str) -> Series:
+        """The series of that name.
+
+        Raises:
+            KeyError: it was not measured; the message lists what was.
+        """
+        if name not in self.series:
+            raise KeyError(
+                f"this run has no series {name!r}; measured: {', '.join(sorted(self.series))}"
+            )
+        return self.series[name]
+
+    # -- what the numbers say -------------------------------------------------------------------
+
+    @property
+    def lr(self) -> float:
+        """Step size η."""
+        return float(self.settings["lr"])
+
+    @property
+    def threshold(self) -> float:
+        """The update rule's stability threshold, 2/η for gradient descent."""
+        return float(self.settings["threshold"])
+
+    @property
+    def sharpness(self) -> Series:
+        """The largest Hessian eigenvalue; converged measurements only."""
+        series = self["sharpness"]
+        values = series.values if series.values.ndim == 1 else series.values[:, 0]
+        known = np.isfinite(values)
+        return Series(series.steps[known], values[known])
+
+    @property
+    def sharpness_ratio(self) -> Series:
+        """Sharpness divided by the threshold: 1 is the edge."""
+        sharpness = self.sharpness
+        return Series(sharpness.steps, sharpness.values / self.threshold)
+
+    @property
+    def crossing(self) -> int | None:
+        """The first measured step with sharpness ≥ threshold, or ``None``."""
+        ratio = self.sharpness_ratio
+        above = np.flatnonzero(ratio.values >= 1)
+        return int(ratio.steps[above[0]]) if len(above) else None
+
+    def describe(self) -> str:
+        """The state the run ended in, in words, read off its numbers."""
+        if self.outcome.status == "diverged":
+            return f"diverged at step {self.outcome.step:,}"
+        if "sharpness" not in self.series or not len(self.sharpness):
+            return f"{self.outcome.status} at step {self.outcome.step:,}"
+        ratio, crossing = self.sharpness_ratio, self.crossing
+        if crossing is None:
+            now = f"sharpness {self.sharpness.values[-1]:.3g}, threshold {self.threshold:.3g}"
+            if self.outcome.status == "goal reached":
+                return f"solved before reaching the edge: {now}"
+            late = ratio.values[len(ratio) // 2 :]
+            word = "sharpening" if late[-1] > late[0] else "below the edge"
+            return f"{word}: {now}"
+        tail = float(np.median(ratio.values[-max(1, len(ratio) // 5) :]))
+        if tail > 1.3:
+            return f"above the threshold since step {crossing:,}: sharpness {tail:.2f} × 2/η"
+        if tail < 0.8:
+            started = "catapulted from above the edge" if crossing == 0 else "was at the edge"
+            return f"{started}, now below it: sharpness {tail:.2f} × 2/η"
+        return f"at the edge since step {crossing:,}"
+
+    def plot(self, **options: Any) -> Any:
+        """Loss above, sharpness and its threshold below; see `eoslib.plotting.plot_runs`."""
+        from eoslib.plotting import plot_runs
+
+        return plot_runs([self], **options)
+
+    # -- storage --------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the run to ``path`` (one ``.npz`` file), atomically.
+
+        Raises:
+            TypeError: the settings hold something that is not JSON.
+        """
+        target = Path(path)
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, series in self.series.items():
+            arrays[f"steps/{name}"] = series.steps
+            arrays[f"values/{name}"] = series.values
+        if self.final_point is not None:
+            arrays["final_point"] = self.final_point
+        header = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "settings": self.settings,
+            "outcome": vars(self.outcome),
+            "provenance": self.provenance,
+        }
+        arrays["header"] = np.array(json.dumps(_finite_json(header), allow_nan=False))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Run:
+        """Read a run written by `save`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            RunFileError: the file is truncated, is no run, or is of a newer format.
+        """
+        source = Path(path)
+        try:
+            with np.load(source, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            header = json.loads(str(arrays.pop("header")))
+            if header["format"] != _FORMAT:
+                raise KeyError("format")
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            size = source.stat().st_size
+            raise RunFileError(
+                f"{source} ({size} bytes) is not a readable run: {error}. Expected a .npz file "
+                "written by Run.save; if it was copied or downloaded, fetch it again"
+            ) from error
+        if header["version"] > _VERSION:
+            raise RunFileError(
+                f"{source} has run format {header['version']}, this eoslib reads up to {_VERSION}; "
+                "upgrade eoslib"
+            )
+        names = [name.removeprefix("steps/") for name in arrays if name.startswith("steps/")]
+        return cls(
+            settings=header["settings"],
+            series={n: Series(arrays[f"steps/{n}"], arrays[f"values/{n}"]) for n in names},
+            outcome=Outcome(**header["outcome"]),
+            provenance=header["provenance"],
+            final_point=arrays.get("final_point"),
+        )
+
+
+def _finite_json(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON does not have, by their names."""
+    if isinstance(value, dict):
+        return {str(key): _finite_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,138 @@
+"""Every built page in Chromium, served and as a file, without a network: it works, unasked.
+
+That is: no request leaves the book, nothing that it asks itself for is missing, and the browser's
+console has nothing to report.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tests.built import book
+
+pytestmark = pytest.mark.browser
+
+ENTRIES = book.toc_entries()
+WITH_WIDGETS = [entry for entry in ENTRIES if book.has_widget(entry)]
+PAGES_AROUND = ("index", "genindex", "search")
+PHONE = {"width": 360, "height": 740}
+
+DRAWN = """() => [...document.querySelectorAll("article .cell_output svg path")]
+  .map((path) => path.getAttribute("d")).join()"""
+
+STICKING_OUT = """() => [...document.querySelectorAll("article *")]
+  .filter((element) => element.getBoundingClientRect().right > window.innerWidth + 1)
+  .slice(0, 8).map((element) => `${element.tagName}.${element.getAttribute("class")}`)"""
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files without reporting them."""
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """Serve the built book on this machine; yield its address."""
+    assert book.HTML.joinpath("index.html").is_file(), "no built book: `make book` builds it"
+    handler = functools.partial(QuietHandler, directory=str(book.HTML))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture(params=["served", "file"])
+def address(request: pytest.FixtureRequest, server: str) -> str:
+    """Return where the book is: at an address of this machine, or in a folder."""
+    return server if request.param == "served" else book.HTML.as_uri()
+
+
+@pytest.fixture
+def visit(open_page: Callable[..., Any], address: str) -> Callable[..., Any]:
+    """Return a function that opens a page of the book and lets its scripts come to rest.
+
+    The page's `problems` also get warnings, requests that failed, and answers that are errors.
+    """
+
+    def visit(path: str, **options: Any) -> Any:
+        page = open_page(allow=(address,), **options)
+        problems = page.problems
+        page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+        page.on(
+            "response",
+            lambda answer: (
+                problems.append(f"status {answer.status}: {answer.url}")
+                if answer.status >= 400
+                else None
+            ),
+        )
+        page.on(
+            "console",
+            lambda message: problems.append(message.text) if message.type == "warning" else None,
+        )
+        page.goto(f"{address}/{path}", wait_until="load")
+        page.wait_for_load_state("networkidle")
+        page.evaluate("window.MathJax?.startup?.promise.then(() => true)")
+        return page
+
+    return visit
+
+
+def assert_nothing_happened(page: Any) -> None:
+    assert page.blocked == []
+    assert page.problems == []
+
+
+@pytest.mark.parametrize("entry", [*ENTRIES, *PAGES_AROUND])
+def test_page_opens_without_network_or_complaint(visit: Callable[..., Any], entry: str) -> None:
+    page = visit(f"{entry}.html")
+    if entry in ENTRIES:
+        assert page.locator("article h1").first.is_visible()
+        if book.has_maths(entry):
+            assert page.locator("mjx-container").count() > 0
+    assert page.locator("[data-mjx-error], mjx-merror").count() == 0
+    assert_nothing_happened(page)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_page_fits_a_phone(visit: Callable[..., Any], entry: str) -> None:
+    page = visit(f"{entry}.html", viewport=PHONE)
+    too_wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert too_wide <= 0, f"{too_wide} px of sideways scrolling: {page.evaluate(STICKING_OUT)}"
+    assert_nothing_happened(page)
+
+
+def test_search_finds_a_page(visit: Callable[..., Any]) -> None:
+    page = visit("search.html?q=sharpness")
+    page.locator("#search-results li").first.wait_for(timeout=10_000)
+    assert_nothing_happened(page)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_colour_scheme_of_the_system_is_followed(visit: Callable[..., Any], theme: str) -> None:
+    page = visit(f"{ENTRIES[0]}.html", color_scheme=theme)
+    assert page.locator("html").get_attribute("data-theme") == theme
+    assert_nothing_happened(page)
+
+
+@pytest.mark.parametrize("entry", WITH_WIDGETS)
+def test_the_slider_of_a_widget_changes_its_plot(visit: Callable[..., Any], entry: str) -> None:
+    page = visit(f"{entry}.html")
+    slider = page.locator("article input[type=range]").first
+    slider.wait_for(timeout=10_000)
+    before = page.evaluate(DRAWN)
+    assert before, "the widget has drawn nothing"
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"(before) => ({DRAWN})() !== before", arg=before, timeout=10_000)
+    assert_nothing_happened(page)

@@ -1,0 +1,154 @@
+"""The built book itself: every page is there, complete, and free of errors and outside requests."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup, Tag
+
+from tests.built import book
+
+pytestmark = pytest.mark.built
+
+ENTRIES = book.toc_entries()
+PAGES_AROUND = ("index", "genindex", "search")
+SIZE_BUDGET = 1_500_000  # bytes of one page with the images and shared data that only it brings
+
+
+def soup(entry: str) -> BeautifulSoup:
+    path = book.html_path(entry)
+    assert path.is_file(), f"{path} is missing: `make book` builds it"
+    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+def article(entry: str) -> Tag:
+    found = soup(entry).find("article")
+    assert isinstance(found, Tag), f"{entry} has no article"
+    return found
+
+
+def letters(text: str) -> str:
+    """Drop markup, marks and spaces, which Sphinx may change."""
+    text = re.sub(r"\{[a-z:]+\}|<.*?>", "", text)
+    return "".join(character for character in text if character.isalnum()).casefold()
+
+
+def test_the_toc_lists_every_source_once() -> None:
+    sources = {path for path in book.ROOT.glob("book/**/*") if path.suffix in {".ipynb", ".md"}}
+    sources = {path for path in sources if not any(p.startswith((".", "_")) for p in path.parts)}
+    listed = [book.source(entry) for entry in ENTRIES]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == sources
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_page_exists_with_its_title(entry: str) -> None:
+    heading = article(entry).find("h1")
+    assert isinstance(heading, Tag)
+    assert letters(book.title(entry)) in letters(heading.get_text())
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_page_has_every_figure_its_notebook_declares(entry: str) -> None:
+    declared = [c for c in book.cells(entry) if "figure" in c["metadata"].get("mystnb", {})]
+    figures = [figure for figure in article(entry).find_all("figure") if figure.find("img")]
+    assert len(figures) >= len(declared)
+    for figure in figures:
+        caption = figure.find("figcaption")
+        assert caption and caption.get_text(strip=True), f"a figure of {entry} has no caption"
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_image_exists_and_says_what_it_shows(entry: str) -> None:
+    for image in article(entry).find_all("img"):
+        alternative = image.get("alt", "").strip()
+        path = (book.html_path(entry).parent / unquote(image["src"])).resolve()
+        assert path.is_file() and path.stat().st_size > 0
+        assert alternative, f"{image['src']} of {entry} has no alternative text"
+        assert not alternative.startswith(("../", "_images", "<Figure")), alternative
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_page_shows_no_error(entry: str) -> None:
+    content = article(entry)
+    assert not content.select(
+        ".output.traceback, .cell_output .stderr, .system-message, .problematic"
+    )
+    assert "Traceback (most recent call last)" not in content.get_text()
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_check_cells_print_what_the_notebook_stores(entry: str) -> None:
+    shown = article(entry).get_text()
+    for cell in book.cells(entry):
+        for output in cell["outputs"]:
+            for line in "".join(output.get("text", [])).splitlines():
+                assert line in shown, f"{entry} does not show {line!r}"
+
+
+@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if book.has_widget(entry)] or [None])
+def test_widgets_have_their_state(entry: str | None) -> None:
+    if entry is None:
+        pytest.skip("no chapter has a widget")
+    page = soup(entry)
+    models = {}
+    for script in page.find_all("script", type="application/vnd.jupyter.widget-state+json"):
+        models |= json.loads(script.string)["state"]
+    views = page.find_all("script", type="application/vnd.jupyter.widget-view+json")
+    tagged = [c for c in book.cells(entry) if "widget" in c["metadata"].get("tags", [])]
+    assert len(views) >= len(tagged)
+    loaded = {Path(s["src"].partition("?")[0]).stem for s in page.find_all("script", src=True)}
+    for view in views:
+        model = models[json.loads(view.string)["model_id"]]
+        for value in [model["state"]["_esm"], *(b["data"] for b in model.get("buffers", []))]:
+            assert isinstance(value, str) or value["$shared"] in loaded
+
+
+@pytest.mark.parametrize("entry", [*ENTRIES, *PAGES_AROUND])
+def test_page_names_no_outside_file(entry: str) -> None:
+    page = soup(entry)
+    names = [tag["src"] for tag in page.find_all(src=True)]
+    names += [tag["href"] for tag in page.find_all("link", href=True)]
+    assert not [name for name in names if urlsplit(name).scheme or name.startswith("//")]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_local_links_lead_somewhere(entry: str) -> None:
+    here = book.html_path(entry)
+    page = soup(entry)
+    for link in page.find_all("a", href=True):
+        parts = urlsplit(link["href"])
+        if parts.scheme or parts.netloc:
+            continue
+        target = (here.parent / unquote(parts.path)).resolve() if parts.path else here
+        assert target.is_file(), f"{entry} links to {link['href']}"
+        if parts.fragment and target == here:
+            assert page.find(id=unquote(parts.fragment)), f"{entry} links to {link['href']}"
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_page_keeps_its_size_budget(entry: str) -> None:
+    path = book.html_path(entry)
+    page = soup(entry)
+    own = {(path.parent / unquote(image["src"])).resolve() for image in page.find_all("img")}
+    own |= {
+        (path.parent / unquote(urlsplit(script["src"]).path)).resolve()
+        for script in page.find_all("script", src=re.compile("_static/shared/"))
+    }
+    size = path.stat().st_size + sum(part.stat().st_size for part in own)
+    assert size <= SIZE_BUDGET, f"{entry} weighs {size / 1e6:.2f} MB"
+
+
+def test_shared_files_are_all_used() -> None:
+    stored = {path.stem for path in (book.HTML / "_static" / "shared").glob("*.js")}
+    pages = "".join(book.html_path(entry).read_text(encoding="utf-8") for entry in ENTRIES)
+    assert {name for name in stored if f"shared/{name}.js" in pages} == stored
+
+
+def test_mathjax_is_one_local_file() -> None:
+    files = [path.name for path in (book.HTML / "_static" / "mathjax").iterdir()]
+    assert files == ["tex-svg-full.js"]

@@ -1,0 +1,203 @@
+"""The eigensolver on operators whose spectrum is known, and the honesty of its status."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from eoslib import (
+    EigenStatus,
+    GradientDescent,
+    Objective,
+    SharpnessTracker,
+    SymmetricOperator,
+    UnconvergedError,
+    build,
+    chebyshev,
+    every,
+    lanczos,
+    train,
+)
+from tests.oracles import dense_hessian, with_spectrum
+
+DOUBLE = torch.float64
+
+SPECTRA = {
+    "positive": torch.linspace(0.1, 5, 60, dtype=DOUBLE),
+    "dominant negative": torch.cat([torch.tensor([-50.0]), torch.linspace(0, 5, 59)]).double(),
+    "all negative": torch.linspace(-9, -1, 50, dtype=DOUBLE),
+    "plus and minus": torch.tensor([-3.0, 3.0] * 20, dtype=DOUBLE),
+    "tight cluster": torch.tensor([2.0, 2.0 - 1e-6, 2.0 - 2e-6] + [0.5] * 40, dtype=DOUBLE),
+    "multiple": torch.tensor([7.0] * 4 + [1.0] * 30, dtype=DOUBLE),
+    "rank one": torch.tensor([4.0] + [0.0] * 50, dtype=DOUBLE),
+    "zero": torch.zeros(30, dtype=DOUBLE),
+    "tiny": torch.tensor([1.0, -2.0], dtype=DOUBLE),
+    "one by one": torch.tensor([-3.0], dtype=DOUBLE),
+    "long tail": torch.cat([torch.tensor([80.0, 41.0]), torch.rand(400)]).double(),
+}
+
+
+@pytest.mark.parametrize("which", ["largest_algebraic", "smallest_algebraic"])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_prescribed_spectra(name, k, which):
+    eigenvalues = SPECTRA[name]
+    k = min(k, len(eigenvalues))
+    operator, _ = with_spectrum(eigenvalues)
+    result = lanczos(operator, k, which=which, rtol=1e-9, max_products=600)
+    wanted = eigenvalues.sort(descending=which == "largest_algebraic").values[:k]
+    assert result.status is EigenStatus.CONVERGED
+    assert torch.allclose(result.values, wanted, rtol=1e-7, atol=1e-9)
+    gram = result.vectors.T @ result.vectors
+    assert torch.allclose(gram, torch.eye(k, dtype=DOUBLE), atol=1e-9)
+    for j in range(k):
+        x = result.vectors[:, j]
+        residual = (operator @ x - result.values[j] * x).norm()
+        assert float(residual) == pytest.approx(float(result.residual_norms[j]), abs=1e-8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 40), st.integers(1, 3))
+def test_random_symmetric_matrices(seed, size, k):
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(size, size, dtype=DOUBLE, generator=generator)
+    matrix = matrix + matrix.T
+    result = lanczos(SymmetricOperator.from_dense(matrix), k, rtol=1e-8, max_products=2000)
+    exact = torch.linalg.eigvalsh(matrix).flip(0)[:k]
+    assert torch.allclose(result.values, exact, rtol=1e-6, atol=1e-6)
+
+
+def test_restarts_do_not_lose_what_was_found():
+    leading = torch.tensor([10.0, 9.9], dtype=DOUBLE)
+    eigenvalues = torch.cat([leading, torch.linspace(0, 9.8, 300, dtype=DOUBLE)])
+    operator, _ = with_spectrum(eigenvalues)
+    result = lanczos(operator, 2, rtol=1e-8, max_basis=12, max_products=2000)
+    assert result.num_products > 24  # it did restart
+    assert result.eigenvalue(0) == pytest.approx(10, rel=1e-9)
+    assert result.eigenvalue(1) == pytest.approx(9.9, rel=1e-9)
+
+
+def test_scipy_agrees():
+    operator, _ = with_spectrum(torch.randn(200, dtype=DOUBLE))
+    linear = LinearOperator(
+        (200, 200), matvec=lambda v: (operator @ torch.from_numpy(v.ravel())).numpy(), dtype=float
+    )
+    reference = np.sort(eigsh(linear, 3, which="LA", return_eigenvectors=False))[::-1]
+    ours = lanczos(operator, 3, rtol=1e-9, max_products=1000)
+    np.testing.assert_allclose(ours.values, reference, rtol=1e-8)
+
+
+def test_a_call_without_enough_products_does_not_claim_convergence():
+    operator, _ = with_spectrum(torch.linspace(0, 1, 200, dtype=DOUBLE))
+    result = lanczos(operator, rtol=1e-8, max_products=5)
+    assert result.status is EigenStatus.MAX_PRODUCTS
+    assert result.num_products == operator.num_products == 5
+    with pytest.raises(UnconvergedError, match="after 5 products: out of products"):
+        result.eigenvalue()
+    assert result.eigenvalue(allow_unconverged=True) < 1
+
+
+def test_a_product_that_is_not_finite_is_said():
+    operator = SymmetricOperator(lambda v: v * torch.nan, 10, dtype=DOUBLE)
+    result = lanczos(operator)
+    assert result.status is EigenStatus.NOT_FINITE
+    with pytest.raises(UnconvergedError, match="NaN or infinite"):
+        result.eigenvalue()
+
+
+def test_a_warm_start_spends_fewer_products():
+    operator, vectors = with_spectrum(SPECTRA["long tail"])
+    cold = lanczos(operator, 2, rtol=1e-6)
+    warm = lanczos(operator, 2, start=cold.vectors, rtol=1e-6)
+    assert warm.num_products == 2 < cold.num_products
+    assert torch.allclose(warm.values, cold.values, rtol=1e-8)
+
+
+def test_the_same_seed_gives_the_same_bits():
+    operator, _ = with_spectrum(SPECTRA["positive"])
+    first, second = (lanczos(operator, 2, seed=5) for _ in range(2))
+    assert torch.equal(first.values, second.values)
+    assert torch.equal(first.vectors, second.vectors)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, r"k must lie in 1\.\.60"),
+        ({"k": 61}, r"k must lie in 1\.\.60"),
+        ({"which": "largest"}, "largest_algebraic"),
+        ({"rtol": 0.0}, "rtol must lie in"),
+        ({"max_products": 0}, "max_products must be at least 1"),
+        ({"start": torch.zeros(59)}, r"start must have shape \(60,\)"),
+        ({"start": torch.zeros(60)}, "no usable vector"),
+        ({"start": torch.full((60,), torch.nan)}, "no usable vector"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    operator, _ = with_spectrum(SPECTRA["positive"])
+    with pytest.raises(ValueError, match=message):
+        lanczos(operator, **arguments)
+
+
+def test_dense_matrices_must_be_symmetric():
+    with pytest.raises(ValueError, match="differs from its transpose"):
+        SymmetricOperator.from_dense(torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
+    with pytest.raises(ValueError, match="square matrix"):
+        SymmetricOperator.from_dense(torch.zeros(2, 3))
+
+
+def test_the_tracker_follows_the_dense_hessian_along_training():
+    data = chebyshev(4)
+    model = build("fc-tanh", 1, 1, widths=(8, 8))
+    objective = Objective.from_dataset(model, data, dtype=DOUBLE)
+    exact: list[list[float]] = []
+
+    class Watched(SharpnessTracker):
+        def solve(self, theta):
+            exact.append(torch.linalg.eigvalsh(dense_hessian(objective, theta)).flip(0)[:2].tolist())
+            return super().solve(theta)
+
+    tracker = Watched(objective, 2)
+    run = train(
+        objective,
+        GradientDescent(0.3),
+        num_steps=400,
+        sharpness=tracker,
+        sharpness_schedule=every(11),
+    )
+    np.testing.assert_allclose(run["eigenvalues"].values, exact, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(run["sharpness"].values, run["eigenvalues"].values[:, 0])
+    assert tracker.unconverged == 0
+    assert tracker.num_products < 8 * len(exact)
+
+
+def test_the_tracker_finds_a_top_eigenvector_it_had_lost():
+    # Two uncoupled directions: the second becomes the sharper one while the warm start knows the
+    # first only, exactly.
+    class TwoWells(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
+
+        def forward(self, x):
+            return torch.stack([self.w[0] ** 2, 3 * self.w[1] ** 2])[None]
+
+    objective = Objective(TwoWells(), torch.zeros(1, 1), torch.zeros(1, 2), dtype=DOUBLE)
+    tracker = SharpnessTracker(objective, cold_every=3)
+    before, after = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 2.0])
+    assert float(tracker(before)[0]) == pytest.approx(6)
+    seen = [float(tracker(after)[0]) for _ in range(4)]
+    assert seen[-1] == pytest.approx(216)  # d²/dw² of ½(3w²)² at w = 2
+
+
+def test_unconverged_measurements_are_recorded_as_missing():
+    objective = Objective.from_dataset(
+        build("fc-tanh", 1, 1, widths=(8, 8)), chebyshev(4), dtype=DOUBLE
+    )
+    tracker = SharpnessTracker(objective, rtol=1e-12, max_products=2)
+    assert torch.isnan(tracker(objective.initial_point)).all()
+    assert tracker.unconverged == 1

@@ -1,0 +1,203 @@
+"""The Python side of the step-size explorer: data, validation, training in the background."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eoslib.runs import Outcome, Run, Series
+
+pytest.importorskip("anywidget")
+
+from eoslib.widgets import StepSizeExplorer
+
+
+def make_run(lr: float, steps: int = 50, status: str = "completed", **series: Any) -> Run:
+    t = np.arange(steps + 1)
+    return Run(
+        settings={"lr": lr, "threshold": 2 / lr, "optimizer": "gradient descent"},
+        series={
+            "loss": Series(t, np.exp(-lr * t)),
+            "sharpness": Series(t[::5], np.minimum(t[::5] * lr, 2 / lr)),
+            **series,
+        },
+        outcome=Outcome(status, steps, ""),
+    )
+
+
+def explorer(*step_sizes: float, **options: Any) -> StepSizeExplorer:
+    return StepSizeExplorer([make_run(lr) for lr in step_sizes], title="test", **options)
+
+
+def unpack(widget: StepSizeExplorer, spec: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    numbers = np.frombuffer(widget.data, dtype="<f4")
+    n = spec["n"]
+    values = numbers[spec["values"] : spec["values"] + n]
+    if "steps" in spec:
+        return numbers[spec["steps"] : spec["steps"] + n], values
+    return spec["first"] + spec["every"] * np.arange(n), values
+
+
+# -- data ------------------------------------------------------------------------------------
+
+
+def test_runs_travel_sorted_and_complete() -> None:
+    uneven = Series(np.array([0, 1, 5, 40]), np.array([1.0, 2, 3, 4]))
+    runs = [make_run(0.4, steps=31), make_run(0.1, sharpness=uneven)]
+    widget = StepSizeExplorer(runs, title="test")
+    described = widget.meta["runs"]
+    assert [run["lr"] for run in described] == [0.1, 0.4]
+    assert [run["threshold"] for run in described] == [20, 5]
+    for run, spec in zip([runs[1], runs[0]], described, strict=True):
+        assert spec["words"] == run.describe()
+        for name in ("loss", "sharpness"):
+            steps, values = unpack(widget, spec[name])
+            np.testing.assert_array_equal(steps, run[name].steps)
+            np.testing.assert_array_equal(values, run[name].values.astype("float32"))
+
+
+def test_numbers_beyond_float32_stay_finite_and_unknown_ones_are_dropped() -> None:
+    wild = Series(np.arange(4), np.array([1.0, 1e30, 1e300, np.inf]))
+    gaps = Series(np.arange(4), np.array([1.0, np.nan, 3.0, 4.0]))
+    widget = StepSizeExplorer([make_run(0.1, loss=wild, sharpness=gaps)], title="test")
+    spec = widget.meta["runs"][0]
+    assert np.all(np.isfinite(unpack(widget, spec["loss"])[1]))
+    np.testing.assert_array_equal(unpack(widget, spec["sharpness"]), [[0, 2, 3], [1, 3, 4]])
+
+
+def test_start_selects_the_nearest_run_on_the_log_scale() -> None:
+    assert explorer(0.1, 1.0, start=0.3).lr == 0.1
+    assert explorer(0.1, 1.0, start=0.33).lr == 1.0
+    assert explorer(0.1, 0.2, 0.4).lr == 0.2
+
+
+def test_repr_is_stable_and_says_what_is_shown() -> None:
+    assert repr(explorer(0.5, 0.02, 0.1)) == "StepSizeExplorer(3 runs, η 0.02 to 0.5)"
+    assert repr(explorer(0.5)) == "StepSizeExplorer(1 run, η 0.5)"
+
+
+@pytest.mark.parametrize(
+    "step_sizes,options,message",
+    [
+        ((), {}, "at least one run"),
+        ((0.1, 0.1), {}, "share the step size"),
+        ((0.1,), {"start": -1}, "positive"),
+        ((0.1,), {"start": float("nan")}, "positive"),
+        ((0.1,), {"lr_range": (0, 1)}, "lr_range"),
+        ((0.1,), {"lr_range": (1, 0.5)}, "lr_range"),
+        ((0.1, 3.0), {"lr_range": (0.1, 1)}, "does not contain"),
+    ],
+)
+def test_bad_arguments_are_refused(
+    step_sizes: tuple[float, ...], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        explorer(*step_sizes, **options)
+
+
+def test_importing_the_library_does_not_import_the_widgets() -> None:
+    code = "import sys, eoslib; sys.exit('anywidget' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- training --------------------------------------------------------------------------------
+
+
+def live(train: Callable[..., Run]) -> StepSizeExplorer:
+    widget = explorer(0.1, 1.0, train=train, lr_range=(0.05, 2.0))
+    widget.update_interval = 0
+    return widget
+
+
+def test_training_adds_and_selects_the_run() -> None:
+    shown = []
+
+    def train(lr: float, report: Any) -> Run:
+        for step in range(3):
+            assert not report(step, 3, lambda: make_run(lr, steps=9))
+        return make_run(lr)
+
+    widget = live(train)
+    widget.observe(lambda change: shown.append(change["new"]), "training")
+    assert widget.train_at(0.3)
+    assert widget.wait(10)
+    assert [run.lr for run in widget.runs] == [0.1, 1.0, 0.3]
+    assert [run["lr"] for run in widget.meta["runs"]] == [0.1, 0.3, 1.0]
+    assert widget.lr == 0.3
+    assert [state["state"] for state in shown] == ["running"] * 4 + ["done"]
+    assert shown[1]["meta"]["runs"][0]["loss"]["n"] == 10
+    assert not widget.is_training
+
+
+def test_stop_ends_a_training_and_keeps_what_it_has() -> None:
+    started = threading.Event()
+
+    def train(lr: float, report: Any) -> Run:
+        step = 0
+        while not report(step, 10**9):
+            started.set()
+            step += 1
+        return make_run(lr, steps=5, status="stopped")
+
+    widget = live(train)
+    widget._receive(widget, {"do": "train", "lr": 0.3}, [])
+    assert started.wait(10)
+    assert not widget.train_at(0.4), "only one training at a time"
+    widget._receive(widget, {"do": "stop"}, [])
+    assert widget.wait(10)
+    assert widget.runs[-1].outcome.status == "stopped"
+    assert widget.train_at(0.5), "a new training does not inherit the stop"
+    widget.stop()
+    assert widget.wait(10)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no memory"), SystemExit(3), KeyboardInterrupt()])
+def test_a_failure_is_shown_and_the_next_training_works(error: BaseException) -> None:
+    failures: list[BaseException] = [error]
+
+    def train(lr: float, report: Any) -> Run:
+        if failures:
+            raise failures.pop()
+        return make_run(lr)
+
+    widget = live(train)
+    assert widget.train_at(0.3)
+    assert widget.wait(10)
+    assert widget.training["state"] == "failed"
+    assert type(error).__name__ in widget.training["message"]
+    assert widget.last_error is error
+    assert len(widget.runs) == 2
+    assert widget.train_at(0.3)
+    assert widget.wait(10)
+    assert widget.last_error is None
+    assert len(widget.runs) == 3
+
+
+def test_a_result_that_is_no_run_is_a_failure() -> None:
+    widget = live(lambda lr, report: None)  # type: ignore[arg-type, return-value]
+    assert widget.train_at(0.3)
+    assert widget.wait(10)
+    assert widget.training["state"] == "failed"
+    assert len(widget.runs) == 2
+
+
+@pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), "0.1", None, True, 0.01, 5])
+def test_bad_step_sizes_get_a_message(bad: object) -> None:
+    widget = live(lambda lr, report: make_run(lr))
+    assert not widget.train_at(bad)
+    assert widget.training["state"] == "failed"
+    assert "step size" in widget.training["message"]
+    assert not widget.is_training
+
+
+def test_without_a_train_callable_nothing_can_be_trained() -> None:
+    widget = explorer(0.1, 1.0)
+    assert not widget.trainable
+    assert not widget.train_at(0.3)
+    assert "nothing to train" in widget.training["message"]

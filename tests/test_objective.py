@@ -1,0 +1,303 @@
+"""The objective: exact derivatives, exact chunking, a model left alone, clear refusals."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from eoslib import Objective, build, chebyshev, digits, lanczos
+from eoslib.architectures import ACTIVATIONS
+from tests.oracles import (
+    dense_hessian,
+    linear_least_squares_hessian,
+    softmax_regression_hessian,
+)
+
+DOUBLE = torch.float64
+
+
+def small_objective(activation="tanh", loss="square", **options):
+    data = digits(40)
+    model = build(f"fc-{activation}", 64, 10, widths=(6, 5), seed=3)
+    return Objective.from_dataset(model, data, loss, dtype=DOUBLE, **options)
+
+
+@pytest.mark.parametrize("loss", ["square", "cross_entropy"])
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_sharpness_is_the_dense_hessians_largest_eigenvalue(activation, loss):
+    objective = small_objective(activation, loss)
+    theta = objective.initial_point
+    hessian = dense_hessian(objective, theta)
+    assert torch.allclose(hessian, hessian.T, atol=1e-12)
+    exact = torch.linalg.eigvalsh(hessian)
+    top = lanczos(objective.hessian(theta), 2, rtol=1e-9)
+    assert top.eigenvalue() == pytest.approx(float(exact[-1]), rel=1e-6)
+    assert top.eigenvalue(1) == pytest.approx(float(exact[-2]), rel=1e-6)
+    bottom = lanczos(objective.hessian(theta), which="smallest_algebraic", rtol=1e-9)
+    assert bottom.eigenvalue() == pytest.approx(float(exact[0]), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["square", "cross_entropy"])
+def test_products_and_gradient_match_autograd(loss):
+    objective = small_objective(loss=loss)
+    theta = objective.initial_point + 0.1
+    hessian = dense_hessian(objective, theta)
+    v = torch.randn(objective.num_parameters, dtype=DOUBLE)
+    assert torch.allclose(objective.hvp(theta, v), hessian @ v, rtol=1e-10, atol=1e-12)
+    step = 1e-6 * v / v.norm()
+    slope = (objective.value(theta + step) - objective.value(theta - step)) / 2
+    assert float(objective.gradient(theta) @ step) == pytest.approx(float(slope), rel=1e-5)
+
+
+def test_hessian_of_linear_least_squares_is_the_closed_form():
+    inputs, targets = torch.randn(30, 4, dtype=DOUBLE), torch.randn(30, 3, dtype=DOUBLE)
+    objective = Objective(nn.Linear(4, 3), inputs, targets, "square", dtype=DOUBLE)
+    hessian = linear_least_squares_hessian(inputs, 3)
+    operator = objective.hessian(objective.initial_point)
+    columns = [operator @ e for e in torch.eye(15, dtype=DOUBLE)]
+    assert torch.allclose(torch.stack(columns), hessian, atol=1e-12)
+
+
+def test_hessian_of_softmax_regression_is_the_closed_form():
+    inputs, labels = torch.randn(25, 3, dtype=DOUBLE), torch.arange(25) % 4
+    model = nn.Linear(3, 4, bias=False)
+    objective = Objective(model, inputs, labels, "cross_entropy", dtype=DOUBLE)
+    theta = objective.initial_point
+    hessian = softmax_regression_hessian(inputs, theta.view(4, 3))
+    operator = objective.hessian(theta)
+    columns = [operator @ e for e in torch.eye(12, dtype=DOUBLE)]
+    assert torch.allclose(torch.stack(columns), hessian, atol=1e-12)
+
+
+def test_the_half_is_in_the_square_loss():
+    model = nn.Linear(1, 1, bias=False)
+    objective = Objective(model, torch.ones(1, 1), torch.zeros(1, 1), "square")
+    theta = torch.tensor([3.0])
+    assert float(objective.value(theta)) == pytest.approx(4.5)  # ½ · 3²
+    assert float(objective.hvp(theta, torch.ones(1))) == pytest.approx(1.0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(chunk_size=st.integers(1, 45), loss=st.sampled_from(["square", "cross_entropy"]))
+def test_chunks_of_any_size_change_nothing(chunk_size, loss):
+    whole, chunked = small_objective(loss=loss), small_objective(loss=loss, chunk_size=chunk_size)
+    theta = whole.initial_point
+    v = torch.linspace(-1, 1, whole.num_parameters, dtype=DOUBLE)
+    assert torch.allclose(whole.value(theta), chunked.value(theta), rtol=1e-12)
+    assert torch.allclose(whole.gradient(theta), chunked.gradient(theta), atol=1e-13)
+    assert torch.allclose(whole.hvp(theta, v), chunked.hvp(theta, v), atol=1e-12)
+    assert torch.equal(whole.outputs(theta).argmax(1), chunked.outputs(theta).argmax(1))
+
+
+def test_hessian_is_symmetric_and_linear():
+    objective = small_objective()
+    operator = objective.hessian(objective.initial_point)
+    u, v = torch.randn(2, objective.num_parameters, dtype=DOUBLE)
+    assert float(u @ (operator @ v)) == pytest.approx(float(v @ (operator @ u)), rel=1e-10)
+    combined = operator @ (2 * u - 3 * v)
+    assert torch.allclose(combined, 2 * (operator @ u) - 3 * (operator @ v), atol=1e-11)
+
+
+def test_hessian_of_a_loss_linear_in_theta_is_zero():
+    # cross-entropy with one-hot probabilities on frozen-to-constant logits cannot be linear, but a
+    # network that ignores its parameter has a constant loss
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return x + 0 * self.shift
+
+    objective = Objective(Shift(), torch.ones(3, 1), torch.zeros(3, 1), "square")
+    assert float(objective.hvp(objective.initial_point, torch.ones(1))) == 0
+    assert lanczos(objective.hessian(objective.initial_point)).eigenvalue() == 0
+
+
+def test_the_model_is_left_as_it_was_found():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).eval()
+    model[0].weight.grad = torch.ones(4, 3)
+    before = copy.deepcopy(model.state_dict())
+    state = torch.get_rng_state()
+    objective = Objective(model, torch.randn(9, 3), torch.randn(9, 2))
+    rng_after_construction = torch.get_rng_state()
+    theta = objective.initial_point + 1
+    objective.hvp(theta, theta)
+    objective.gradient(theta)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert torch.equal(model[0].weight.grad, torch.ones(4, 3))
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters() if p is not model[0].weight)
+    # randn above drew from the global state; the objective did not
+    torch.set_rng_state(state)
+    torch.randn(9, 3), torch.randn(9, 2)
+    assert torch.equal(torch.get_rng_state(), rng_after_construction)
+
+
+def test_theta_is_ordered_like_the_parameters_and_module_at_returns_it():
+    model = build("fc-relu", 3, 2, widths=(4,))
+    objective = Objective(model, torch.randn(5, 3), torch.randn(5, 2))
+    theta = torch.arange(objective.num_parameters, dtype=torch.float32)
+    module = objective.module_at(theta)
+    assert torch.equal(torch.cat([p.detach().reshape(-1) for p in module.parameters()]), theta)
+    assert torch.allclose(module(objective.inputs), objective.outputs(theta))
+
+
+def test_frozen_parameters_are_no_part_of_theta():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    objective = Objective(model, torch.randn(5, 3), torch.randn(5, 2), dtype=DOUBLE)
+    assert objective.num_parameters == 10
+    hessian = dense_hessian(objective, objective.initial_point)
+    v = torch.randn(10, dtype=DOUBLE)
+    assert torch.allclose(objective.hvp(objective.initial_point, v), hessian @ v)
+
+
+def test_a_tied_parameter_counts_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, x):
+            return self.second(torch.tanh(self.first(x)))
+
+    objective = Objective(Tied(), torch.randn(7, 3), torch.randn(7, 3), dtype=DOUBLE)
+    assert objective.num_parameters == 9
+    theta = objective.initial_point
+    step = torch.full((9,), 1e-6, dtype=DOUBLE)
+    slope = (objective.value(theta + step) - objective.value(theta - step)) / 2
+    assert float(objective.gradient(theta) @ step) == pytest.approx(float(slope), rel=1e-5)
+
+
+def test_further_products_at_a_point_share_the_graph():
+    calls = 0
+
+    class Counting(nn.Linear):
+        def forward(self, x):
+            nonlocal calls
+            calls += 1
+            return torch.tanh(super().forward(x))
+
+    objective = Objective(Counting(3, 2), torch.randn(5, 3), torch.randn(5, 2))
+    operator = objective.hessian(objective.initial_point)
+    forward_passes = calls
+    for _ in range(5):
+        operator @ objective.initial_point
+    assert calls == forward_passes
+    assert operator.num_products == objective.num_products == 5
+
+
+class TestRefusals:
+    data = chebyshev(3)
+
+    def model(self):
+        return build("fc-tanh", 1, 1, widths=(4,))
+
+    def objective(self, **changes):
+        arguments = {"inputs": self.data.inputs, "targets": self.data.targets, "loss": "square"}
+        return Objective(self.model(), **(arguments | changes))
+
+    def test_dropout_in_training_mode(self):
+        model = nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.2), nn.Linear(4, 1))
+        with pytest.raises(ValueError, match=r"'1' is Dropout\(p=0.2\) in training mode.*eval\(\)"):
+            Objective(model, self.data.inputs, self.data.targets)
+        Objective(model.eval(), self.data.inputs, self.data.targets)
+
+    def test_batch_norm_in_training_mode(self):
+        model = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        with pytest.raises(ValueError, match="changed the model's buffers"):
+            Objective(model, self.data.inputs, self.data.targets)
+
+    def test_other_randomness(self):
+        class Noisy(nn.Linear):
+            def forward(self, x):
+                return super().forward(x) + torch.randn(1)
+
+        with pytest.raises(ValueError, match="the model is random"):
+            Objective(Noisy(1, 1), self.data.inputs, self.data.targets)
+
+    @pytest.mark.parametrize("shape", [(20,), (20, 2), (20, 1, 1)])
+    def test_targets_of_the_wrong_shape(self, shape):
+        with pytest.raises(ValueError, match=r"outputs' shape \(20, 1\), got .* of shape"):
+            self.objective(targets=torch.zeros(shape))
+
+    def test_targets_of_the_wrong_length(self):
+        with pytest.raises(ValueError, match="20 examples but targets of shape"):
+            self.objective(targets=torch.zeros(19, 1))
+
+    def test_labels_under_square_loss(self):
+        with pytest.raises(ValueError, match="one-hot"):
+            self.objective(targets=torch.zeros(20, dtype=torch.long))
+
+    def test_labels_out_of_range(self):
+        data = digits(20)
+        model = build("fc-tanh", 64, 5, widths=(4,))
+        with pytest.raises(ValueError, match=r"labels must lie in 0..4 .* from 0 to 9"):
+            Objective(model, data.inputs, data.labels, "cross_entropy")
+
+    def test_targets_that_are_no_probabilities(self):
+        data = digits(20)
+        model = build("fc-tanh", 64, 10, widths=(4,))
+        with pytest.raises(ValueError, match="no probabilities"):
+            Objective(model, data.inputs, data.targets * 2, "cross_entropy")
+
+    def test_an_empty_data_set(self):
+        with pytest.raises(ValueError, match="data set is empty"):
+            self.objective(inputs=torch.zeros(0, 1), targets=torch.zeros(0, 1))
+
+    def test_data_that_are_not_finite(self):
+        with pytest.raises(ValueError, match="inputs hold NaN"):
+            self.objective(inputs=torch.full((20, 1), torch.nan))
+
+    def test_unknown_loss(self):
+        with pytest.raises(ValueError, match=r"unknown loss 'sqare'; did you mean 'square'"):
+            self.objective(loss="sqare")
+
+    @pytest.mark.parametrize("size", [0, -3, 2.5])
+    def test_chunk_sizes_that_are_none(self, size):
+        with pytest.raises(ValueError, match="chunk_size must be a positive integer"):
+            self.objective(chunk_size=size)
+
+    def test_theta_of_the_wrong_length(self):
+        objective = self.objective()
+        with pytest.raises(ValueError, match=r"theta of shape \(13,\), got \(12,\)"):
+            objective.gradient(torch.zeros(12))
+        with pytest.raises(ValueError, match=r"vector of shape \(13,\), got \(12,\)"):
+            objective.hvp(objective.initial_point, torch.zeros(12))
+
+    def test_a_model_without_trainable_parameters(self):
+        model = self.model().requires_grad_(False)
+        with pytest.raises(ValueError, match="no trainable parameters"):
+            Objective(model, self.data.inputs, self.data.targets)
+
+    def test_a_recurrent_layer(self):
+        class Recurrent(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.lstm = nn.LSTM(1, 1)
+
+            def forward(self, x):
+                return self.lstm(x)[0]
+
+        with pytest.raises(ValueError, match="LSTM keeps a private list"):
+            Objective(Recurrent(), self.data.inputs, self.data.targets)
+
+    def test_a_device_that_is_not_there(self):
+        with pytest.raises(ValueError, match=r"not a device name; use 'auto'"):
+            self.objective(device="gpu")
+        if not torch.cuda.is_available():
+            with pytest.raises(ValueError, match="sees no CUDA device"):
+                self.objective(device="cuda")
+
+    def test_accuracy_of_a_regression(self):
+        objective = self.objective()
+        with pytest.raises(ValueError, match="stop on the loss"):
+            objective.accuracy(objective.initial_point)
