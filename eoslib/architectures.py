@@ -7,6 +7,7 @@ initialisation. Its siblings exchange the activation. Widths are free.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -50,7 +51,7 @@ def fully_connected(
         raise ValueError(f"layer sizes must be positive integers, got {sizes}")
     make_activation = look_up(ACTIVATIONS, activation, "activation")
     layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for fan_in, fan_out in itertools.pairwise(sizes[:-1]):
         layers += [nn.Linear(fan_in, fan_out), make_activation()]
     layers.append(nn.Linear(sizes[-2], sizes[-1]))
     return nn.Sequential(*layers)

@@ -133,7 +133,8 @@ def lanczos(
         raise ValueError(f"max_products must be at least 1, got {limit}")
     generator = torch.Generator().manual_seed(seed)
     basis = _Basis(operator, min(size, max(max_basis, 2 * k + 4)), generator)
-    queue = _start_vectors(start, k, operator, generator)
+    # More directions than dimensions (or than the basis holds) cannot be orthogonal.
+    queue = _start_vectors(start, k, operator, generator)[: basis.capacity]
     sign = 1.0 if which == "largest_algebraic" else -1.0
     queue.reverse()
     products = 0
@@ -200,16 +201,18 @@ class _Basis:
 
     def _orthonormalised(self, vector: Tensor) -> Tensor:
         rows = self.rows[: self.filled]
-        while True:
+        for _ in range(10):
             vector = vector / vector.norm()
-            before = vector
             for _ in range(2):  # "twice is enough" (Parlett 1998, §6.9)
                 vector = vector - (rows @ vector) @ rows
-            # Where nothing of the direction is left, it lay in the span: draw another.
-            if float(vector.norm()) > 1e2 * torch.finfo(vector.dtype).eps * float(before.norm()):
-                vector = vector / vector.norm()
+            left = float(vector.norm())
+            if left > 1e2 * torch.finfo(vector.dtype).eps:
+                vector = vector / left
                 return vector - (rows @ vector) @ rows
-            vector = self.fresh_direction()
+            vector = self.fresh_direction()  # nothing was left: it lay in the span
+        raise RuntimeError(
+            f"no direction orthogonal to {self.filled} vectors of length {rows.shape[1]} found"
+        )
 
     def ritz_pairs(self, sign: float) -> tuple[Tensor, Tensor]:
         """All Ritz values, leading first, and their coefficients in columns, in float64."""
@@ -326,5 +329,3 @@ class SharpnessTracker:
         if result.status is EigenStatus.CONVERGED:
             return result.values
         return torch.full((self.k,), torch.nan, dtype=torch.float64)
-
-

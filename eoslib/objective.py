@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +114,9 @@ class Objective:
         """L(θ) as a 0-d tensor; one forward pass."""
         with torch.no_grad(), full_precision(self.device):
             self._place(self._checked_point(theta))
-            total = sum(self.loss.total(self._model(x), y) for x, y in self._chunks())
+            total = torch.zeros((), dtype=self.dtype, device=self.device)
+            for x, y in self._chunks():
+                total += self.loss.total(self._model(x), y)
             return total / self.num_examples
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,7 +227,7 @@ class Objective:
         mechanism does the same and puts the old ones back, which costs a small network a third of
         its step. A tied parameter has several slots.
         """
-        slots: dict[int, list[tuple[dict[str, Tensor | None], str]]] = {}
+        slots: dict[int, list[tuple[dict[str, Any], str]]] = {}
         for module in self._model.modules():
             if isinstance(module, nn.RNNBase):
                 raise ValueError(
@@ -262,9 +265,7 @@ class Objective:
                 "two passes at the same parameters gave different outputs: the model is random; "
                 "a Hessian needs a deterministic loss. Switch the randomness off (model.eval())"
             )
-        if any(
-            not torch.equal(a, b) for a, b in zip(buffers, self._model.buffers(), strict=True)
-        ):
+        if any(not torch.equal(a, b) for a, b in zip(buffers, self._model.buffers(), strict=True)):
             raise ValueError(
                 "a forward pass changed the model's buffers (batch normalisation in training mode "
                 "does); measuring would change what is measured. Call model.eval() first"
@@ -299,9 +300,7 @@ class Objective:
         return self.loss.total(self._model(x), y) / self.num_examples
 
 
-def _second_backward(
-    gradient: Tensor, leaf: Tensor, vector: Tensor, *, keep_graph: bool
-) -> Tensor:
+def _second_backward(gradient: Tensor, leaf: Tensor, vector: Tensor, *, keep_graph: bool) -> Tensor:
     """d(gradient · vector)/d(leaf): one Hessian-vector product from a gradient with its graph."""
     if not gradient.requires_grad:  # the loss is linear in theta: its Hessian is zero
         return torch.zeros_like(leaf)

@@ -210,7 +210,7 @@ class Run:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
+            Path(temporary).replace(target)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -226,7 +226,7 @@ class Run:
         """
         source = Path(path)
         try:
-            with np.load(source, allow_pickle=False) as stored:
+            with source.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             header = json.loads(str(arrays.pop("header")))
             if header["format"] != _FORMAT:

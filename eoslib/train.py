@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eoslib.eigen import SharpnessTracker
-from eoslib.numerics import hardware_stamp
+from eoslib.numerics import hardware_stamp, limited_threads
 from eoslib.objective import Objective
 from eoslib.runs import Outcome, Run, Series
 from eoslib.update_rules import UpdateRule
@@ -155,46 +155,41 @@ def train(
     if num_steps != int(num_steps) or num_steps < 1:
         raise ValueError(f"num_steps must be a positive whole number, got {num_steps}")
     tracker = sharpness or SharpnessTracker(objective)
-    due = sharpness_schedule or every(5)
     names = ["loss", "sharpness", "eigenvalues", *(m.name for m in measurements)]
     if len(set(names)) != len(names):
         raise ValueError(f"measurement names must be unique and new, got {names[3:]}")
+    due = sharpness_schedule or every(5)
     record = _Recorder(objective, rule, tracker, num_steps, dict(settings or {}))
     point = (objective.initial_point if theta is None else theta).detach().clone()
     state = rule.init(point)
-    initial_loss = float("nan")
-    for step in range(num_steps + 1):
-        loss_tensor, gradient = objective.value_and_gradient(point)
-        loss = float(loss_tensor)
-        if step == 0:
-            initial_loss = loss
-        if not loss <= divergence_factor * max(initial_loss, torch.finfo(objective.dtype).tiny):
-            size = f"{loss:.3g}" if np.isfinite(loss) else "no longer finite"
-            return record.finish(
-                point,
-                "diverged",
-                step,
-                f"the loss was {size} at step {step}, from {initial_loss:.3g} at step 0, "
-                f"with step size {rule.lr:g}",
-            )
-        record.add("loss", step, loss)
-        if due(step):
-            eigenvalues = tracker(point)
-            record.add("sharpness", step, eigenvalues[0])
-            if tracker.k > 1:
-                record.add("eigenvalues", step, eigenvalues)
-        for measurement in measurements:
-            if measurement.schedule(step):
-                record.add(measurement.name, step, measurement.function(point))
-        now = Snapshot(step, num_steps, loss, point, record.snapshot)
-        for stop_rule in stop:
-            reason = stop_rule(now)
-            if reason is not None:
-                return record.finish(point, "goal reached", step, reason)
-        if report is not None and report(now):
-            return record.finish(point, "stopped", step, f"stopped on request at step {step}")
-        if step < num_steps:
-            point, state = rule.step(point, gradient, state)
+    limit = np.inf
+    with limited_threads(objective.num_parameters * objective.num_examples):
+        for step in range(num_steps + 1):
+            loss_tensor, gradient = objective.value_and_gradient(point)
+            loss = float(loss_tensor)
+            if step == 0:
+                limit = divergence_factor * max(loss, torch.finfo(objective.dtype).tiny)
+            if not (np.isfinite(loss) and loss <= limit):
+                size = f"{loss:.3g}" if np.isfinite(loss) else "no longer finite"
+                message = f"the loss was {size} at step {step} with step size {rule.lr:g}"
+                return record.finish(point, "diverged", step, message)
+            record.add("loss", step, loss)
+            if due(step):
+                eigenvalues = tracker(point)
+                record.add("sharpness", step, eigenvalues[0])
+                if tracker.k > 1:
+                    record.add("eigenvalues", step, eigenvalues)
+            for measurement in measurements:
+                if measurement.schedule(step):
+                    record.add(measurement.name, step, measurement.function(point))
+            now = Snapshot(step, num_steps, loss, point, record.snapshot)
+            for stop_rule in stop:
+                if (reason := stop_rule(now)) is not None:
+                    return record.finish(point, "goal reached", step, reason)
+            if report is not None and report(now):
+                return record.finish(point, "stopped", step, f"stopped on request at step {step}")
+            if step < num_steps:
+                point, state = rule.step(point, gradient, state)
     return record.finish(point, "completed", num_steps, f"all {num_steps:,} steps done")
 
 
@@ -226,10 +221,9 @@ class _Recorder:
         }
 
     def add(self, name: str, step: int, value: Tensor | float) -> None:
-        if isinstance(value, Tensor):
-            value = value.detach().double().cpu().numpy()
+        plain = value.detach().double().cpu().numpy() if isinstance(value, Tensor) else value
         self._steps.setdefault(name, []).append(step)
-        self._values.setdefault(name, []).append(value)
+        self._values.setdefault(name, []).append(plain)
 
     def snapshot(self, outcome: Outcome | None = None) -> Run:
         series = {

@@ -152,7 +152,7 @@ def executed(path: Path, timeout: int = CELL_TIMEOUT) -> Notebook:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    notebook = nbformat.from_dict(canonical(read(path)))
+    notebook = nbformat.reads(serialised(canonical(read(path))), as_version=4)
     client = NotebookClient(
         notebook,
         timeout=timeout,

@@ -1,4 +1,4 @@
-"""Independent truths: closed-form Hessians, dense Hessians, operators with a prescribed spectrum."""
+"""Independent truths: closed-form and dense Hessians, operators with a prescribed spectrum."""
 
 from __future__ import annotations
 
@@ -53,8 +53,6 @@ def with_spectrum(eigenvalues: Tensor, seed: int = 0) -> tuple[SymmetricOperator
     """An operator with these eigenvalues and random orthonormal eigenvectors (columns)."""
     generator = torch.Generator().manual_seed(seed)
     size = len(eigenvalues)
-    q, _ = torch.linalg.qr(
-        torch.randn(size, size, dtype=eigenvalues.dtype, generator=generator)
-    )
+    q, _ = torch.linalg.qr(torch.randn(size, size, dtype=eigenvalues.dtype, generator=generator))
     matrix = q @ torch.diag(eigenvalues) @ q.T
     return SymmetricOperator.from_dense((matrix + matrix.T) / 2), q

@@ -110,7 +110,7 @@ def test_a_product_that_is_not_finite_is_said():
 
 
 def test_a_warm_start_spends_fewer_products():
-    operator, vectors = with_spectrum(SPECTRA["long tail"])
+    operator, _ = with_spectrum(SPECTRA["long tail"])
     cold = lanczos(operator, 2, rtol=1e-6)
     warm = lanczos(operator, 2, start=cold.vectors, rtol=1e-6)
     assert warm.num_products == 2 < cold.num_products
@@ -158,7 +158,8 @@ def test_the_tracker_follows_the_dense_hessian_along_training():
 
     class Watched(SharpnessTracker):
         def solve(self, theta):
-            exact.append(torch.linalg.eigvalsh(dense_hessian(objective, theta)).flip(0)[:2].tolist())
+            eigenvalues = torch.linalg.eigvalsh(dense_hessian(objective, theta))
+            exact.append(eigenvalues.flip(0)[:2].tolist())
             return super().solve(theta)
 
     tracker = Watched(objective, 2)

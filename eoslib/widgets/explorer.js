@@ -37,7 +37,7 @@ function number(x, digits = 3) {
   if (exponent < -3 || exponent > 5) {
     return `${(x / 10 ** exponent).toFixed(digits - 1)}×10${superscript(exponent)}`;
   }
-  if (exponent >= digits) return thousands(x);
+  if (exponent >= Math.min(digits, 3)) return thousands(x);
   return String(Number(x.toPrecision(digits)));
 }
 
@@ -152,7 +152,7 @@ function ranges(runs, scale) {
   const lowest = Math.min(...thresholds);
   // a threshold far above everything measured is named at the upper edge instead
   top = Math.max(top, lowest, ...thresholds.filter((t) => t <= 1.25 * top)) * 1.08;
-  const log = scale === "log" || (scale === "auto" && top / lowest > 12);
+  const log = scale === "log" || (scale === "auto" && top / lowest > 20);
   const low2 = log ? Math.max(Math.min(bottom, lowest) / 1.2, lowest / 20) : 0;
   return { loss, sharpness: { log, low: low2, high: top * (log ? 1.1 : 1) } };
 }
@@ -207,7 +207,7 @@ function render({ model, el }) {
         <details class="eos-magnifier" open><summary>${WINDOW} steps, magnified</summary>
           <div class="eos-caption"></div><svg aria-hidden="true"></svg><div class="eos-rises"></div>
         </details>
-        <dl class="eos-readout"></dl>
+        <div class="eos-readout"></div>
       </div>
     </div>
     <div class="eos-tools">
@@ -565,7 +565,7 @@ function render({ model, el }) {
       ["sharpness", number(sharpness)], [`÷ (${symbol})`, number(sharpness / threshold)],
     ];
     readout.replaceChildren(...rows.map(([name, value]) =>
-      make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+      make("div", {}, make("span", {}, name), make("b", {}, value))));
     plot.setAttribute("aria-valuemax", lastStep(run));
     plot.setAttribute("aria-valuenow", at);
     plot.setAttribute("aria-valuetext", `step ${at}, loss ${number(loss)}, sharpness `

@@ -1,0 +1,52 @@
+"""The vocabulary of check cells: state a claim, compare it with what was measured, fail loudly.
+
+A check prints one line that does not change from run to run and raises when the claim fails, so
+that the plain execution of a chapter fails too, not only the comparison of stored outputs.
+"""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["ClaimError", "check"]
+
+
+class ClaimError(AssertionError):
+    """A claim does not hold for the runs at hand."""
+
+
+def check(
+    claim: str,
+    quantity: str,
+    value: float | None,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    digits: int = 2,
+) -> None:
+    """Print the verdict on ``low ≤ value ≤ high``, and raise when it is not so.
+
+    Args:
+        claim: the claim's number, for instance ``"C6"``.
+        quantity: what was measured, in words.
+        value: the measured number; ``None`` when there was nothing to measure, which fails.
+        low: smallest value at which the claim holds.
+        high: largest value at which the claim holds.
+        digits: decimals printed; choose them coarser than the spread between machines.
+
+    Raises:
+        ClaimError: the value is missing, is not a number, or lies outside the band.
+        ValueError: no bound was given. Such a check could not fail.
+    """
+    if math.isinf(low) and math.isinf(high):
+        raise ValueError(f"check {claim!r} has neither a lower nor an upper bound: it cannot fail")
+    band = (
+        f"≥ {low:g}" if math.isinf(high) else f"≤ {high:g}" if math.isinf(low)
+        else f"in [{low:g}, {high:g}]"
+    )  # fmt: skip
+    if value is None:
+        raise ClaimError(f"{claim}: {quantity}: nothing was measured, expected {band}")
+    if not low <= value <= high:  # also when it is NaN
+        raise ClaimError(f"{claim}: {quantity} = {value:.6g}, expected {band}")
+    shown = 0.0 if round(value, digits) == 0 else value  # no "-0.00"
+    print(f"{claim} holds: {quantity} = {shown:.{digits}f}, expected {band}")

@@ -1,0 +1,156 @@
+"""Figures of runs: loss above, sharpness and its threshold below, one shared x axis.
+
+A step size is a colour (`eoslib.palette`), a threshold is a dashed line in that colour with its
+value at the right end, and curves are labelled where they end. Functions return the figure and
+never call ``plt.show()``; captions belong to the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eoslib.losses import get_loss
+from eoslib.palette import ACCENT, INK, MUTED, step_size_color
+from eoslib.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["book_style", "draw_threshold", "plot_runs", "time_of"]
+
+_STYLE: dict[str, Any] = {
+    "axes.edgecolor": MUTED["light"],
+    "axes.labelcolor": INK["light"],
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 110,
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "savefig.dpi": 180,
+    "text.color": INK["light"],
+    "xtick.color": MUTED["light"],
+    "ytick.color": MUTED["light"],
+}
+
+
+@contextmanager
+def book_style() -> Iterator[None]:
+    """Draw in the style of the book; the previous settings come back on leaving."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+        yield
+
+
+def time_of(run: Run, steps: np.ndarray, axis: str) -> np.ndarray:
+    """Map steps to the x axis: themselves, or time = steps × η.
+
+    Raises:
+        ValueError: the axis is neither ``"steps"`` nor ``"time"``.
+    """
+    if axis not in ("steps", "time"):
+        raise ValueError(f"axis must be 'steps' or 'time', got {axis!r}")
+    return steps * run.lr if axis == "time" else steps
+
+
+def draw_threshold(
+    ax: Axes, run: Run, color: str, *, name: str = "2/η", tint: bool = False
+) -> None:
+    """Draw the run's stability threshold, dashed, labelled at the right end."""
+    ax.axhline(run.threshold, color=color, linestyle=(0, (5, 3)), linewidth=1.1)
+    ax.annotate(
+        f"{name} = {run.threshold:.3g}",
+        (1, run.threshold),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        color=color,
+        va="center",
+        fontsize=9,
+        annotation_clip=False,
+    )
+    if tint:
+        # Far above any data; the limits are set from the data beforehand.
+        ax.axhspan(run.threshold, 1e9, color=ACCENT["light"], alpha=0.06, linewidth=0)
+
+
+def plot_runs(
+    runs: Sequence[Run],
+    *,
+    axis: str = "steps",
+    lr_range: tuple[float, float] | None = None,
+    x_max: float | None = None,
+    sharpness_max: float | None = None,
+    threshold_name: str = "2/η",
+) -> Figure:
+    """Loss (log axis) above sharpness with the dashed thresholds, one colour per step size.
+
+    Args:
+        runs: at least one; all with the same loss.
+        axis: ``"steps"`` or ``"time"`` (steps × η).
+        lr_range: step sizes at the two ends of the colour map; default: those of the runs. Give
+            the whole page one range, and η has the same colour everywhere on it.
+        x_max: right end of the x axis.
+        sharpness_max: upper end of the sharpness axis; default: 1.15 times the largest threshold
+            that any run reaches, or the largest sharpness.
+        threshold_name: the threshold's formula.
+
+    Raises:
+        ValueError: no runs, or an unknown axis.
+    """
+    import matplotlib.pyplot as plt
+
+    if not runs:
+        raise ValueError("plot_runs needs at least one run")
+    ordered = sorted(runs, key=lambda run: run.lr)
+    low, high = lr_range or (ordered[0].lr, ordered[-1].lr)
+    with book_style():
+        figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(7.2, 5.4))
+        for run in ordered:
+            color = step_size_color(run.lr, low, high)
+            loss, sharpness = run["loss"], run.sharpness
+            top.plot(
+                time_of(run, loss.steps, axis),
+                loss.values,
+                color=color,
+                label=f"η = {run.lr:.3g}",
+                linewidth=1.1,
+            )
+            if "eigenvalues" in run.series:
+                further = run["eigenvalues"]
+                bottom.plot(
+                    time_of(run, further.steps, axis),
+                    further.values[:, 1:],
+                    color=color,
+                    alpha=0.35,
+                    linewidth=0.9,
+                )
+            x = time_of(run, sharpness.steps, axis)
+            bottom.plot(x, sharpness.values, color=color)
+            if run.outcome.status == "diverged":
+                bottom.plot(x[-1], sharpness.values[-1], "x", color=ACCENT["light"], markersize=8)
+        if sharpness_max is None:
+            measured = max(float(run.sharpness.values.max()) for run in ordered)
+            reached = [run.threshold for run in ordered if run.crossing is not None]
+            sharpness_max = 1.15 * (max(reached) if reached else measured)
+        bottom.set_ylim(0, sharpness_max)
+        for run in ordered:
+            if run.threshold <= sharpness_max:
+                color = step_size_color(run.lr, low, high)
+                draw_threshold(bottom, run, color, name=threshold_name, tint=len(runs) == 1)
+        top.set_yscale("log")
+        top.set_ylabel(f"{get_loss(ordered[0].settings['loss']).label}\nlog axis")
+        bottom.set_ylabel("sharpness")
+        bottom.set_xlabel("step" if axis == "steps" else "time = steps × η")
+        bottom.set_xlim(0, x_max)
+        top.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, handlelength=1.2)
+    return figure

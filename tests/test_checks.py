@@ -1,0 +1,42 @@
+"""Check cells fail when they should; the progress bar stays quiet where there is no notebook."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from eoslib.checks import ClaimError, check
+from eoslib.progress import ProgressBar, progress
+
+
+def test_a_claim_that_holds_prints_one_steady_line(capsys):
+    check("C6", "median ratio", 1.0149, low=0.97, high=1.15)
+    check("C1", "growth", 2.0, low=1.5, digits=0)
+    check("C7", "rises before", -0.0001, high=0.01)
+    assert capsys.readouterr().out.splitlines() == [
+        "C6 holds: median ratio = 1.01, expected in [0.97, 1.15]",
+        "C1 holds: growth = 2, expected ≥ 1.5",
+        "C7 holds: rises before = 0.00, expected ≤ 0.01",
+    ]
+
+
+@pytest.mark.parametrize("value", [0.9, 1.2, math.nan, math.inf, None])
+def test_a_claim_that_fails_raises(value, capsys):
+    with pytest.raises(ClaimError, match="C6: median ratio"):
+        check("C6", "median ratio", value, low=0.97, high=1.15)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_check_that_cannot_fail_is_refused():
+    with pytest.raises(ValueError, match="cannot fail"):
+        check("C6", "median ratio", 1.0)
+
+
+def test_progress_outside_a_notebook(capsys):
+    assert list(progress("abc", "letters")) == ["a", "b", "c"]
+    with ProgressBar(3, "work") as bar:
+        bar.update(2)
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(ValueError, match="total above 0"):
+        list(progress([], "nothing"))

@@ -1,0 +1,95 @@
+"""Data sets and architectures: exact contents, seeded, and helpful when a name is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eoslib import build, chebyshev, digits, load_dataset
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3, 4, 5, 9])
+def test_chebyshev_polynomials(degree):
+    data = chebyshev(degree, 21)
+    x, y = data.inputs[:, 0], data.targets[:, 0]
+    assert torch.allclose(y, torch.cos(degree * torch.arccos(x)), atol=1e-12)
+    assert x[0] == -1
+    assert x[-1] == 1
+    assert torch.allclose(x.diff(), torch.tensor(0.1, dtype=torch.float64))
+    assert (data.num_examples, data.num_inputs, data.num_outputs) == (21, 1, 1)
+
+
+def test_digits_are_the_stored_ones():
+    with resources.files("eoslib").joinpath("digits-1k.npz").open("rb") as file:
+        stored = np.load(file, allow_pickle=False)
+        pixels, labels = stored["pixels"], stored["labels"]
+    digest = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
+    assert digest == "0d9a02e336a34fecefc6161188859b8123f98b498cd218e347cb843a4a7c6b0c"
+    assert pixels.shape == (1000, 64)
+    assert pixels.max() == 16
+
+
+def test_digits_are_standardised_and_one_hot():
+    data = digits()
+    assert data.inputs.shape == (1000, 64)
+    assert float(data.inputs.mean()) == pytest.approx(0, abs=1e-12)
+    assert float(data.inputs.std(correction=0)) == pytest.approx(1)
+    assert torch.equal(data.targets.sum(dim=1), torch.ones(1000, dtype=torch.float64))
+    assert torch.equal(data.targets.argmax(dim=1), data.labels)
+    assert data.labels.bincount().min() > 90  # every digit is there about as often
+
+
+def test_redrawn_labels():
+    clean, noisy = digits(), digits(redrawn_labels=0.2, seed=3)
+    changed = int((clean.labels != noisy.labels).sum())
+    assert 150 < changed <= 200  # a redrawn label is the old one in one of ten cases
+    assert torch.equal(noisy.labels, digits(redrawn_labels=0.2, seed=3).labels)
+    assert not torch.equal(noisy.labels, digits(redrawn_labels=0.2, seed=4).labels)
+    assert torch.equal(clean.inputs, noisy.inputs)
+    assert torch.equal(digits(50).inputs, clean.inputs[:50])
+    assert noisy.name == "digits-1k-redrawn0.2"
+
+
+def test_wrong_sizes():
+    for call in (lambda: digits(0), lambda: digits(1001), lambda: digits(redrawn_labels=1.5)):
+        with pytest.raises(ValueError, match=r"digits has|share in"):
+            call()
+    with pytest.raises(ValueError, match="degree ≥ 0 and num_points ≥ 2"):
+        chebyshev(-1)
+
+
+def test_names_are_found_and_near_names_suggested():
+    assert load_dataset("chebyshev-7-33").num_examples == 33
+    assert load_dataset("digits-1k").num_examples == 1000
+    with pytest.raises(ValueError, match=r"unknown data set 'digit-1k'; did you mean 'digits-1k'"):
+        load_dataset("digit-1k")
+    with pytest.raises(ValueError, match=r"unknown architecture 'fc-tan'; did you mean 'fc-tanh'"):
+        build("fc-tan", 1, 1)
+    with pytest.raises(ValueError, match="known: fc-elu, fc-gelu"):
+        build("transformer", 1, 1)
+    with pytest.raises(ValueError, match="layer sizes must be positive"):
+        build("fc-tanh", 1, 1, widths=(0,))
+
+
+def test_the_papers_network_has_its_parameter_count():
+    assert sum(p.numel() for p in build("fc-tanh", 3072, 10).parameters()) == 656_810
+    layers = [type(layer) for layer in build("fc-relu", 4, 2, widths=(3,))]
+    assert layers == [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear]
+
+
+def test_weights_depend_on_the_seed_alone():
+    def weights(**options):
+        return torch.cat([p.flatten() for p in build("fc-tanh", 5, 2, **options).parameters()])
+
+    state = torch.get_rng_state()
+    first = weights(seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert torch.equal(weights(seed=4), first)
+    assert not torch.equal(weights(seed=5), first)
+    assert torch.equal(weights(seed=4, dtype=torch.float64), first.double())

@@ -1,0 +1,59 @@
+"""`import eoslib` is light, and the modules depend on one another in one direction only."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "eoslib"
+
+#: A module may import those named before it (and nothing of its own row).
+LAYERS = [
+    ["_names", "numerics", "palette", "linops", "checks", "progress"],
+    ["losses", "data", "architectures"],
+    ["objective", "update_rules", "runs"],
+    ["eigen"],
+    ["train"],
+    ["plotting", "widgets"],
+]
+
+
+def test_import_loads_nothing_heavy():
+    code = (
+        "import sys, eoslib; heavy = {'matplotlib', 'IPython', 'scipy', 'anywidget', 'ipywidgets',"
+        "'pandas', 'torchvision'} & set(sys.modules); sys.exit(', '.join(sorted(heavy)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_module_has_a_layer():
+    found = {path.stem for path in PACKAGE.glob("*.py")} | {
+        path.parent.name for path in PACKAGE.glob("*/__init__.py")
+    }
+    assert found - {"__init__"} == {name for layer in LAYERS for name in layer}
+
+
+def top_level_imports(path: Path) -> set[str]:
+    """Modules of eoslib that a file imports at import time (not for type checking only)."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("eoslib"):
+            module = (node.module or "").split(".")
+            names |= {module[1]} if len(module) > 1 else {alias.name for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("level", range(len(LAYERS)))
+def test_imports_point_one_way(level):
+    allowed = {name for layer in LAYERS[:level] for name in layer}
+    for name in LAYERS[level]:
+        file = PACKAGE / f"{name}.py"
+        files = [file] if file.exists() else sorted((PACKAGE / name).glob("*.py"))
+        own = {name}
+        for path in files:
+            assert top_level_imports(path) <= allowed | own, path.name

@@ -1,0 +1,56 @@
+"""Figures are asserted on their artists: the line's data, the threshold's height, the labels."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.colors import to_hex
+
+from eoslib.palette import step_size_color
+from eoslib.plotting import plot_runs
+from tests.test_runs import make_run
+
+mpl.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def test_two_runs_against_steps():
+    slow, fast = make_run([0.3, 0.5, 0.7]), make_run([0.5, 1.0, 1.1, 1.0], lr=0.4)
+    figure = plot_runs([fast, slow])
+    top, bottom = figure.axes
+    assert top.get_yscale() == "log"
+    assert "½ mean squared error" in top.get_ylabel()
+    assert bottom.get_xlabel() == "step"
+    np.testing.assert_array_equal(top.lines[0].get_ydata(), slow["loss"].values)
+    np.testing.assert_array_equal(bottom.lines[1].get_ydata(), fast["sharpness"].values)
+    assert to_hex(top.lines[0].get_color()) == step_size_color(0.1, 0.1, 0.4)
+    heights = [line.get_ydata()[0] for line in bottom.lines[2:]]
+    assert heights == [5.0]  # the slow run's threshold, 20, lies above everything measured
+    assert [text.get_text() for text in bottom.texts] == ["2/η = 5"]
+
+
+def test_time_is_steps_times_eta():
+    run = make_run(lr=0.25)
+    _, bottom = run.plot(axis="time").axes
+    np.testing.assert_allclose(bottom.lines[0].get_xdata(), run["sharpness"].steps * 0.25)
+    assert bottom.get_xlabel() == "time = steps × η"
+
+
+def test_style_is_put_back():
+    before = dict(mpl.rcParams)
+    plot_runs([make_run()])
+    assert dict(mpl.rcParams) == before
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="at least one run"):
+        plot_runs([])
+    with pytest.raises(ValueError, match="'steps' or 'time'"):
+        plot_runs([make_run()], axis="epochs")

@@ -1,0 +1,133 @@
+"""The run record: survives storage exactly, refuses what is no run, reads its own numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from eoslib import Outcome, Run, RunFileError, Series
+
+
+def make_run(ratios=(0.5, 0.8, 1.0, 1.05, 1.0), status="completed", lr=0.1, **extra):
+    values = np.asarray(ratios) * 2 / lr
+    steps = 10 * np.arange(len(values))
+    return Run(
+        settings={"lr": lr, "threshold": 2 / lr, "loss": "square", "dataset": "made up"},
+        series={
+            "loss": Series(np.arange(50), np.linspace(1, 0.1, 50)),
+            "sharpness": Series(steps, values),
+            **extra,
+        },
+        outcome=Outcome(status, 49, "a message"),
+        provenance={"torch": "x", "seconds": 1.5},
+    )
+
+
+def test_a_run_survives_storage_exactly(tmp_path):
+    run = make_run(eigenvalues=Series([0, 10], [[2.0, 1.0], [3.0, np.nan]]))
+    run.final_point = np.linspace(0, 1, 7, dtype=np.float32)
+    path = run.save(tmp_path / "deep" / "run.npz")
+    again = Run.load(path)
+    assert again.settings == run.settings
+    assert again.outcome == run.outcome
+    assert again.provenance == run.provenance
+    assert again.series.keys() == run.series.keys()
+    for name in run.series:
+        np.testing.assert_array_equal(again[name].steps, run[name].steps)
+        np.testing.assert_array_equal(again[name].values, run[name].values)
+    np.testing.assert_array_equal(again.final_point, run.final_point)
+    assert again.final_point.dtype == np.float32
+
+
+def test_no_pickle_is_needed_to_read_it(tmp_path):
+    path = make_run().save(tmp_path / "run.npz")
+    with np.load(path, allow_pickle=False) as stored:
+        assert {stored[name].dtype.kind for name in stored.files} <= set("ifU")
+
+
+def test_saving_over_a_run_is_atomic(tmp_path, monkeypatch):
+    path = make_run().save(tmp_path / "run.npz")
+    before = path.read_bytes()
+
+    def break_half_way(file, **arrays):
+        file.write(b"half a run")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", break_half_way)
+    with pytest.raises(OSError, match="no space"):
+        make_run(lr=0.2).save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["run.npz"]  # noqa: PTH208
+
+
+def test_settings_that_are_no_json_are_refused_and_leave_nothing(tmp_path):
+    run = make_run()
+    run.settings["model"] = object()
+    with pytest.raises(TypeError):
+        run.save(tmp_path / "run.npz")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [0, 10, 200, -30])
+def test_a_truncated_file_is_said_to_be_one(tmp_path, size):
+    path = make_run().save(tmp_path / "run.npz")
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(RunFileError, match=r"run\.npz \(\d+ bytes\) is not a readable run.*again"):
+        Run.load(path)
+
+
+def test_files_that_are_something_else(tmp_path):
+    other = tmp_path / "other.npz"
+    np.savez(other, x=np.ones(3))
+    with pytest.raises(RunFileError, match="not a readable run"):
+        Run.load(other)
+    pickled = tmp_path / "pickled.npz"
+    np.savez(pickled, header=np.array([{}], dtype=object))
+    with pytest.raises(RunFileError, match="not a readable run"):
+        Run.load(pickled)
+    newer = tmp_path / "newer.npz"
+    header = {"format": "eoslib-run", "version": 99}
+    np.savez(newer, header=np.array(json.dumps(header)))
+    with pytest.raises(RunFileError, match="run format 99, this eoslib reads up to 1"):
+        Run.load(newer)
+    with pytest.raises(FileNotFoundError):
+        Run.load(tmp_path / "absent.npz")
+
+
+def test_series_refuse_what_is_none():
+    with pytest.raises(ValueError, match="one value per step"):
+        Series([0, 1], [1.0])
+    with pytest.raises(ValueError, match="increase strictly"):
+        Series([0, 0], [1.0, 2.0])
+
+
+def test_an_unmeasured_series_is_named():
+    with pytest.raises(KeyError, match=r"no series 'accuracy'; measured: loss, sharpness"):
+        make_run()["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "status", "words"),
+    [
+        ([0.2, 0.5, 1.1, 1.0, 1.0], "completed", "at the edge since step 20"),
+        ([0.2, 0.3, 0.5], "completed", "sharpening: sharpness 10, threshold 20"),
+        ([0.5, 0.4, 0.3], "completed", "below the edge: sharpness 6, threshold 20"),
+        ([0.2, 0.3, 0.4], "goal reached", "solved before reaching the edge: sharpness 8"),
+        ([0.5, 1.2, 1.0, 0.4, 0.3, 0.2], "completed", "was at the edge, now below it"),
+        ([2.5, 0.5, 0.4, 0.3, 0.3], "completed", "catapulted from above the edge, now below it"),
+        ([0.5, 1.9, 1.8, 1.9, 1.9], "completed", "above the threshold since step 10"),
+        ([0.5, 1.9], "diverged", "diverged at step 49"),
+    ],
+)
+def test_a_run_says_its_state_in_words(ratios, status, words):
+    assert make_run(ratios, status).describe().startswith(words)
+
+
+def test_crossing_and_ratio_ignore_missing_measurements():
+    run = make_run([0.5, np.nan, 1.2])
+    assert run.crossing == 20
+    assert run.sharpness.steps.tolist() == [0, 20]
+    np.testing.assert_allclose(run.sharpness_ratio.values, [0.5, 1.2])

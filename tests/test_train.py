@@ -1,0 +1,177 @@
+"""The training loop: what is recorded when, how runs end, and that gradient descent obeys 2/η."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eoslib import (
+    GradientDescent,
+    Measurement,
+    Objective,
+    SharpnessTracker,
+    accuracy_above,
+    at_steps,
+    build,
+    chebyshev,
+    digits,
+    every,
+    log_spaced,
+    loss_below,
+    train,
+)
+
+DOUBLE = torch.float64
+
+
+def quadratic(curvature: float) -> Objective:
+    """½ a x² as an objective: square loss of √a · x against zero, started at x = 1."""
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    inputs = torch.full((1, 1), curvature**0.5, dtype=DOUBLE)
+    return Objective(model, inputs, torch.zeros(1, 1), dtype=DOUBLE)
+
+
+def small(loss="square"):
+    data = digits(50)
+    model = build("fc-tanh", 64, 10, widths=(8,), seed=1)
+    return Objective.from_dataset(model, data, loss, dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.5, 7.0])
+@pytest.mark.parametrize("factor", [0.999, 1.001])
+def test_gradient_descent_is_unstable_exactly_above_its_threshold(lr, factor):
+    rule = GradientDescent(lr)
+    assert rule.threshold == pytest.approx(2 / lr)
+    run = train(quadratic(factor * rule.threshold), rule, num_steps=200, settings={"note": "1-D"})
+    losses = run["loss"].values
+    assert (losses[-1] < losses[0]) == (factor < 1)
+    np.testing.assert_allclose(run.sharpness_ratio.values, factor, rtol=1e-9)
+
+
+def test_a_step_is_the_formula():
+    objective = small()
+    theta = objective.initial_point
+    run = train(objective, GradientDescent(0.3), num_steps=1)
+    expected = theta - 0.3 * objective.gradient(theta)
+    assert torch.allclose(torch.from_numpy(run.final_point), expected, rtol=1e-14)
+    assert torch.equal(theta, objective.initial_point)
+
+
+def test_each_series_has_its_own_steps_and_is_measured_before_the_step():
+    objective = small()
+    run = train(
+        objective,
+        GradientDescent(0.1),
+        num_steps=20,
+        sharpness=SharpnessTracker(objective, 2),
+        sharpness_schedule=every(7),
+        measurements=[
+            Measurement("norm", lambda theta: theta.norm(), at_steps([0, 3])),
+            Measurement("accuracy", objective.accuracy, every(10)),
+            Measurement("first two", lambda theta: theta[:2], every(20)),
+        ],
+    )
+    assert run["loss"].steps.tolist() == list(range(21))
+    assert run["sharpness"].steps.tolist() == [0, 7, 14]
+    assert run["eigenvalues"].values.shape == (3, 2)
+    assert run["norm"].steps.tolist() == [0, 3]
+    assert run["accuracy"].steps.tolist() == [0, 10, 20]
+    assert run["first two"].values.shape == (2, 2)
+    assert run["loss"].values[0] == pytest.approx(float(objective.value(objective.initial_point)))
+    assert run["norm"].values[0] == pytest.approx(float(objective.initial_point.norm()))
+    assert run.settings["lr"] == 0.1
+    assert run.settings["threshold"] == pytest.approx(20)
+    assert run.provenance["num_gradients"] == 21
+    assert run.provenance["num_products"] > 0
+    assert run.outcome.status == "completed"
+
+
+def test_divergence_is_an_outcome():
+    run = train(small(), GradientDescent(1e4), num_steps=500)
+    assert run.outcome.status == "diverged"
+    assert 0 < run.outcome.step < 500
+    assert "step size 10000" in run.outcome.message
+    assert np.isfinite(run["loss"].values).all()
+    assert len(run["loss"]) == run.outcome.step
+    assert run.describe() == f"diverged at step {run.outcome.step}"
+
+
+def test_stop_rules():
+    objective = small()
+    by_loss = train(objective, GradientDescent(0.2), num_steps=2000, stop=[loss_below(0.2)])
+    assert by_loss.outcome.status == "goal reached"
+    assert by_loss["loss"].values[-1] < 0.2 <= by_loss["loss"].values[-2]
+    rule = accuracy_above(objective, 0.9)
+    by_accuracy = train(objective, GradientDescent(0.2), num_steps=2000, stop=[rule])
+    assert by_accuracy.outcome.status == "goal reached"
+    assert objective.accuracy(torch.from_numpy(by_accuracy.final_point)) > 0.9
+    assert "accuracy" in by_accuracy.outcome.message
+
+
+def test_a_report_can_stop_the_run_and_see_it_so_far():
+    seen = []
+
+    def report(now):
+        seen.append((now.step, len(now.record()["loss"])))
+        return now.step == 4
+
+    run = train(small(), GradientDescent(0.1), num_steps=100, report=report)
+    assert run.outcome.status == "stopped"
+    assert seen == [(step, step + 1) for step in range(5)]
+
+
+def test_the_same_seed_gives_the_same_bits_with_any_number_of_threads():
+    threads = torch.get_num_threads()
+    try:
+        runs = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            runs.append(train(small("cross_entropy"), GradientDescent(0.5), num_steps=60))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    first, second = runs
+    for name in ("loss", "sharpness"):
+        np.testing.assert_array_equal(first[name].values, second[name].values)
+
+
+def test_schedules():
+    due = [step for step in range(30) if every(7)(step)]
+    assert due == [0, 7, 14, 21, 28]
+    spaced = [step for step in range(1001) if log_spaced(4)(step)]
+    assert spaced == [0, 1, 2, 3, 6, 10, 18, 32, 56, 100, 178, 316, 562, 1000]
+    for bad in (0, -1, 2.5):
+        with pytest.raises(ValueError, match="positive whole number"):
+            every(bad)
+
+
+@pytest.mark.parametrize("lr", [0, -0.1, float("nan"), float("inf"), "fast", None])
+def test_step_sizes_that_are_none(lr):
+    with pytest.raises(ValueError, match="step size must be"):
+        GradientDescent(lr)
+
+
+def test_wrong_arguments_of_train():
+    with pytest.raises(ValueError, match="num_steps must be a positive"):
+        train(small(), GradientDescent(0.1), num_steps=0)
+    clash = [Measurement("loss", lambda theta: 0.0, every(1))]
+    with pytest.raises(ValueError, match="measurement names must be unique"):
+        train(small(), GradientDescent(0.1), num_steps=1, measurements=clash)
+    with pytest.raises(ValueError, match="expected theta of shape"):
+        train(small(), GradientDescent(0.1), num_steps=1, theta=torch.zeros(3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_edge_of_stability_on_chebyshev(seed):
+    model = build("fc-tanh", 1, 1, widths=(30, 30), seed=seed)
+    objective = Objective.from_dataset(model, chebyshev(4), dtype=DOUBLE)
+    run = train(objective, GradientDescent(0.2), num_steps=2000, sharpness_schedule=every(7))
+    assert run.outcome.status == "completed"
+    assert run.crossing is not None
+    assert 0.95 < np.median(run.sharpness_ratio.since(run.crossing + 200).values) < 1.1
+    assert run["loss"].values[-1] < 0.5 * run["loss"].values[run.crossing]
