@@ -81,9 +81,10 @@ check-types: environment
 check-notebooks: environment
 	$(BIN)/python scripts/notebooks.py verify $(CHAPTERS)
 
+# Two processes with one thread each do not get in each other's way.
 .PHONY: test-library
 test-library: environment  ## run the tests of the library and of the tools
-	$(call pytest,,-n 2 --dist loadfile)
+	$(call pytest,OMP_NUM_THREADS=1,-n 2 --dist loadfile)
 
 # In one process, because the cells of a notebook need each other. With two threads whatever the machine,
 # while the book is built with as many as there are: the results may not depend on that.

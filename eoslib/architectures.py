@@ -2,7 +2,7 @@
 
 ``fc-tanh`` is Cohen et al.'s fully connected network: flatten, then hidden layers of 200 units with
 the activation after each, then a linear output layer; biases everywhere; PyTorch's default
-initialisation. Its siblings exchange the activation. Widths are free.
+initialization. Its siblings exchange the activation. Widths and initialization are free.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def fully_connected(
     *,
     widths: Sequence[int] = (200, 200),
     activation: str = "tanh",
+    init: str = "pytorch",
 ) -> nn.Sequential:
     """Flatten → (Linear → activation) for each width → Linear.
 
@@ -42,9 +43,11 @@ def fully_connected(
         num_outputs: columns of the output.
         widths: units of each hidden layer; ``()`` gives a linear model.
         activation: a key of `ACTIVATIONS`.
+        init: ``"pytorch"``: weights and biases uniform on ±1/√fan_in, PyTorch's default, or
+            ``"lecun"``: weights N(0, 1/fan_in), biases zero (LeCun et al. 1998, §4.6).
 
     Raises:
-        ValueError: a size is not a positive integer, or the activation is unknown.
+        ValueError: a size is not a positive integer, or a name is unknown.
     """
     sizes = [num_inputs, *widths, num_outputs]
     if any(not isinstance(size, int) or size < 1 for size in sizes):
@@ -54,7 +57,21 @@ def fully_connected(
     for fan_in, fan_out in itertools.pairwise(sizes[:-1]):
         layers += [nn.Linear(fan_in, fan_out), make_activation()]
     layers.append(nn.Linear(sizes[-2], sizes[-1]))
-    return nn.Sequential(*layers)
+    network = nn.Sequential(*layers)
+    network.apply(look_up(INITIALIZATIONS, init, "initialization"))
+    return network
+
+
+def _lecun(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        nn.init.zeros_(module.bias)
+
+
+INITIALIZATIONS: dict[str, Callable[[nn.Module], None]] = {
+    "pytorch": lambda module: None,
+    "lecun": _lecun,
+}
 
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,10 @@ def test_importing_the_library_does_not_import_the_widgets() -> None:
 # -- training --------------------------------------------------------------------------------
 
 
+def progress(lr: float, step: int) -> SimpleNamespace:
+    return SimpleNamespace(step=step, num_steps=10**9, record=lambda: make_run(lr, steps=9))
+
+
 def live(train: Callable[..., Run]) -> StepSizeExplorer:
     widget = explorer(0.1, 1.0, train=train, lr_range=(0.05, 2.0))
     widget.update_interval = 0
@@ -120,7 +125,7 @@ def test_training_adds_and_selects_the_run() -> None:
 
     def train(lr: float, report: Any) -> Run:
         for step in range(3):
-            assert not report(step, 3, lambda: make_run(lr, steps=9))
+            assert not report(progress(lr, step))
         return make_run(lr)
 
     widget = live(train)
@@ -140,7 +145,7 @@ def test_stop_ends_a_training_and_keeps_what_it_has() -> None:
 
     def train(lr: float, report: Any) -> Run:
         step = 0
-        while not report(step, 10**9):
+        while not report(progress(lr, step)):
             started.set()
             step += 1
         return make_run(lr, steps=5, status="stopped")

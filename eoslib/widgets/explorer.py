@@ -33,19 +33,23 @@ _HERE = Path(__file__).parent
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-class Report(Protocol):
-    """What a `train` callable calls to show progress and to learn that it should stop."""
+class Progress(Protocol):
+    """What a training tells of itself while it runs; `eoslib.train.Snapshot` is one."""
 
-    def __call__(
-        self, step: int, num_steps: int, partial_run: Run | Callable[[], Run] | None = None, /
-    ) -> bool:
-        """Report that `step` of `num_steps` are done; True means: please stop now.
+    @property
+    def step(self) -> int:
+        """Steps done."""
 
-        The run so far may be given as a function that returns it: it is called only when a new
-        picture is due, a few times per second.
-        """
+    @property
+    def num_steps(self) -> int:
+        """Steps to do."""
+
+    @property
+    def record(self) -> Callable[[], Run]:
+        """Returns the run so far; called only when a new picture is due."""
 
 
+Report = Callable[[Progress], bool]
 Train = Callable[[float, Report], "Run"]
 
 
@@ -58,9 +62,8 @@ class StepSizeExplorer(anywidget.AnyWidget):
         loss_label: the loss and its convention, on the axis.
         start: the run nearest to this step size is selected at first (by default: the middle one).
         train: `train(lr, report) -> Run`, called in a background thread when the reader asks for
-            a run at step size `lr`. It should call `report(step, num_steps, partial_run)` as
-            often as it likes and return what it has when that returns True. With the training
-            loop of this library: `report=lambda now: report(now.step, now.num_steps, now.record)`.
+            a run at step size `lr`. It passes `report` on to `eoslib.train`, or calls it itself as
+            often as it likes, and returns what it has when `report` returns True.
         lr_range: smallest and largest step size the slider offers (by default: those of the runs).
         threshold_label: the stability threshold as a formula, as the plots name it.
         sharpness_scale: scale of the sharpness axis. "auto" is linear unless the thresholds are so
@@ -257,17 +260,14 @@ class StepSizeExplorer(anywidget.AnyWidget):
                 training["meta"], data = _pack([partial_run])
             later(lambda: self._set(training=training, training_data=data))
 
-        def report(
-            step: int, num_steps: int, partial_run: Run | Callable[[], Run] | None = None, /
-        ) -> bool:
+        def report(progress: Progress) -> bool:
             nonlocal last_update
             now = time.monotonic()
             if now - last_update >= self.update_interval:
                 last_update = now
                 message = "stopping…" if self._please_stop.is_set() else ""
-                if callable(partial_run):
-                    partial_run = partial_run()
-                show("running", message, partial_run, step=step, num_steps=num_steps)
+                steps = {"step": progress.step, "num_steps": progress.num_steps}
+                show("running", message, progress.record(), **steps)
             return self._please_stop.is_set()
 
         assert self._train is not None

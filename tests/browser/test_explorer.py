@@ -522,6 +522,7 @@ def test_dragging_stays_cheap(shown: Any) -> None:
 
 LIVE_CELL = """
 import time
+from types import SimpleNamespace
 import numpy as np
 from eoslib.runs import Outcome, Run, Series
 from eoslib.widgets import StepSizeExplorer
@@ -537,7 +538,7 @@ def train(lr, report):
         raise RuntimeError("made-up failure")
     for step in range(1, 2000):
         time.sleep(0.01)
-        if report(step, 2000, lambda: make_run(lr, step)):
+        if report(SimpleNamespace(step=step, num_steps=2000, record=lambda: make_run(lr, step))):
             return make_run(lr, step, "stopped")
     return make_run(lr, 2000)
 
