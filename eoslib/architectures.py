@@ -106,6 +106,11 @@ def build(
         ValueError: the name or an option's value is wrong; the message suggests near names.
     """
     make = look_up(ARCHITECTURES, name, "architecture")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make(num_inputs, num_outputs, **options).to(dtype)
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float32)
+        with torch.random.fork_rng():  # on every device: manual_seed seeds them all
+            torch.manual_seed(seed)
+            return make(num_inputs, num_outputs, **options).to(dtype)
+    finally:
+        torch.set_default_dtype(default)

@@ -46,7 +46,7 @@ def check(
     )  # fmt: skip
     if value is None:
         raise ClaimError(f"{claim}: {quantity}: nothing was measured, expected {band}")
-    if not low <= value <= high:  # also when it is NaN
+    if not (low <= value <= high and math.isfinite(value)):  # NaN and infinity never hold
         raise ClaimError(f"{claim}: {quantity} = {value:.6g}, expected {band}")
     shown = 0.0 if round(value, digits) == 0 else value  # no "-0.00"
     print(f"{claim} holds: {quantity} = {shown:.{digits}f}, expected {band}")

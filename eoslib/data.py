@@ -120,7 +120,8 @@ def digits(num_examples: int = 1000, *, redrawn_labels: float = 0.0, seed: int =
     size = "1k" if num_examples == 1000 else str(num_examples)
     label_tensor = torch.from_numpy(labels[:num_examples])
     return Dataset(
-        name=f"digits-{size}" + (f"-redrawn{redrawn_labels:g}" if redrawn_labels else ""),
+        name=f"digits-{size}"
+        + (f"-redrawn{redrawn_labels:g}-seed{seed}" if redrawn_labels else ""),
         inputs=torch.from_numpy(pixels[:num_examples]),
         targets=torch.nn.functional.one_hot(label_tensor, 10).double(),
         labels=label_tensor,

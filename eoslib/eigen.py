@@ -16,7 +16,7 @@ eigenvectors of the previous training step: that is the warm start.
 is of order ‖r‖²/gap when the next eigenvalue is a gap away. A small residual does not say that the
 pair found is the *leading* one: a start vector without any component along the leading
 eigenvector cannot see it. A random start has one; a warm start may lose it, which is why
-`SharpnessTracker` checks from a random start now and then.
+`SharpnessTracker` starts from random vectors now and then.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ __all__ = ["EigenResult", "EigenStatus", "SharpnessTracker", "UnconvergedError",
 class EigenStatus(enum.Enum):
     """How a solve ended; the value is the explanation."""
 
-    CONVERGED = "every residual norm is at most rtol times the largest |Ritz value|"
+    CONVERGED = "every residual norm is at most rtol × |eigenvalue|, or at rounding level"
     MAX_PRODUCTS = "out of products before converging; raise max_products or loosen rtol"
+    EXHAUSTED = "the basis spans the whole space and residuals remain; is the operator symmetric?"
     NOT_FINITE = "a product was NaN or infinite; has the loss diverged at this point?"
 
 
@@ -59,6 +60,8 @@ class EigenResult:
         residual_norms: ``(k,)``, ‖H x_j − θ_j x_j‖₂.
         num_products: products spent.
         status: how the solve ended.
+        subspace: ``(P, j)``, k ≤ j ≤ k + 1: the leading Ritz vectors with one to spare, from which
+            to start a solve for a nearby operator. The spare one is approximate.
     """
 
     values: Tensor
@@ -66,6 +69,7 @@ class EigenResult:
     residual_norms: Tensor
     num_products: int
     status: EigenStatus
+    subspace: Tensor
 
     def eigenvalue(self, index: int = 0, *, allow_unconverged: bool = False) -> float:
         """The eigenvalue of that index as a number.
@@ -102,8 +106,9 @@ def lanczos(
         start: ``(P,)`` or ``(P, j)``: where the search begins, for instance the eigenvectors at the
             previous training step. Default: k Gaussian vectors drawn from ``seed``; from fewer than
             k an eigenvalue of multiplicity k would be found fewer than k times.
-        rtol: converged when every one of the k residual norms is at most ``rtol`` times the
-            largest |Ritz value| seen. The eigenvalue's own error is of order rtol² × |θ|²/gap.
+        rtol: a pair has converged when its residual norm is at most rtol × |θ|, or 100 machine
+            epsilons times the largest |Ritz value| seen, below which products are rounding. Some
+            eigenvalue then lies that close; the error is of order (rtol × |θ|)²/gap.
         max_products: give up after so many products; default 20·k + 200.
         max_basis: basis size m at which the method restarts (at least 2k + 4).
         seed: seed of the default start vector and of replacements for exhausted directions.
@@ -149,23 +154,30 @@ def lanczos(
         scale = max(scale, float(values.abs().max()))
         found = min(k, basis.filled)
         residuals = basis.residuals(values[:found], coefficients[:, :found])
-        norms = residuals.norm(dim=1).double().cpu()
-        converged = found == k and bool((norms <= rtol * scale).all())
-        if converged or products >= limit or basis.filled == size:
-            done = converged or basis.filled == size
+        norms = residuals.double().norm(dim=1).cpu()
+        floor = 100 * torch.finfo(operator.dtype).eps * scale
+        open_pairs = norms > (rtol * values[:found].abs()).clamp(min=floor)
+        if found == k and not bool(open_pairs.any()):
+            status = EigenStatus.CONVERGED
+        elif basis.filled == size:
+            status = EigenStatus.EXHAUSTED
+        else:
+            status = EigenStatus.MAX_PRODUCTS
+        if status is not EigenStatus.MAX_PRODUCTS or products >= limit:
             return EigenResult(
-                values=values[:found],
-                vectors=basis.ritz_vectors(coefficients[:, :found]).T,
-                residual_norms=norms,
+                values=_padded(values[:found], k),
+                vectors=_padded(basis.ritz_vectors(coefficients[:, :found]), k).T,
+                residual_norms=_padded(norms, k),
                 num_products=products,
-                status=EigenStatus.CONVERGED if done else EigenStatus.MAX_PRODUCTS,
+                status=status,
+                subspace=basis.ritz_vectors(coefficients[:, : k + 1]).T,
             )
         if basis.filled == basis.capacity:
             basis.restart(coefficients[:, : max(k + 2, basis.capacity // 3)])
         # Extend by the residual of the first pair that still needs it; a pair that has converged
         # to rounding has no direction left to offer, and a random one is taken instead.
-        worst = int((norms > rtol * scale).int().argmax())
-        if float(norms[worst]) > 1e3 * torch.finfo(operator.dtype).eps * scale * rtol:
+        worst = int(open_pairs.int().argmax())
+        if float(norms[worst]) > 0.01 * floor:
             queue.append(residuals[worst])
 
 
@@ -202,6 +214,7 @@ class _Basis:
     def _orthonormalised(self, vector: Tensor) -> Tensor:
         rows = self.rows[: self.filled]
         for _ in range(10):
+            vector = vector / vector.abs().max()  # squares of tiny numbers would underflow
             vector = vector / vector.norm()
             for _ in range(2):  # "twice is enough" (Parlett 1998, §6.9)
                 vector = vector - (rows @ vector) @ rows
@@ -258,25 +271,34 @@ def _start_vectors(
             f"start must have shape ({operator.size},) or ({operator.size}, j), "
             f"got {tuple(start.shape)}"
         )
-    vectors = [v for v in block.T.to(operator.device, operator.dtype) if float(v.norm()) > 0]
-    if not vectors or not all(bool(torch.isfinite(v).all()) for v in vectors):
+    block = block.detach().to(operator.device, operator.dtype)
+    vectors = [v for v in block.T if float(v.abs().max()) != 0]
+    if not vectors or not bool(torch.isfinite(block).all()):
         raise ValueError("start holds no usable vector: all are zero, or some are not finite")
     return vectors
 
 
 def _failed(basis: _Basis, k: int, products: int) -> EigenResult:
-    nan = torch.full((k,), torch.nan, dtype=torch.float64)
-    vectors = torch.full((basis.operator.size, k), torch.nan, dtype=basis.operator.dtype)
-    return EigenResult(nan, vectors, nan.clone(), products + 1, EigenStatus.NOT_FINITE)
+    nothing = torch.empty(0, dtype=torch.float64)
+    values, norms = _padded(nothing, k), _padded(nothing, k)
+    vectors = _padded(basis.rows[:0], k).T
+    return EigenResult(values, vectors, norms, products + 1, EigenStatus.NOT_FINITE, vectors)
+
+
+def _padded(rows: Tensor, k: int) -> Tensor:
+    """Rows up to k, those that were not found being NaN."""
+    return torch.cat([rows, rows.new_full((k - len(rows), *rows.shape[1:]), torch.nan)])
 
 
 class SharpnessTracker:
     """The k largest Hessian eigenvalues along training, each solve started from the last.
 
     Between two measurements the top eigenvectors turn little, so a search that begins with them
-    needs a few products where a cold one needs dozens. Every ``cold_every``-th measurement begins
-    with a random vector beside the warm ones, so that a leading eigenvector which came up from
-    below is not missed for long.
+    needs a few products where a cold one needs dozens. Two things guard against following the
+    wrong eigenvector. The search carries one Ritz vector more than it reports, so that when the
+    next eigenvalue overtakes, it is already there. And every ``cold_every``-th measurement begins
+    with a second search from random vectors alone, because what came up from further below is
+    invisible to a start without any component along it.
 
     Attributes:
         last: the last `EigenResult`, or ``None``.
@@ -294,7 +316,13 @@ class SharpnessTracker:
         max_products: int | None = None,
         seed: int = 0,
     ) -> None:
-        """Track the k largest eigenvalues of ``objective``; other arguments as in `lanczos`."""
+        """Track the k largest eigenvalues of ``objective``; other arguments as in `lanczos`.
+
+        Raises:
+            ValueError: ``cold_every`` is not a positive integer.
+        """
+        if cold_every < 1:
+            raise ValueError(f"cold_every must be at least 1, got {cold_every}")
         self._objective = objective
         self.k = min(k, objective.num_parameters)
         self._rtol = rtol
@@ -309,19 +337,33 @@ class SharpnessTracker:
     def solve(self, theta: Tensor) -> EigenResult:
         """Measure at θ; the result is kept in `last` and starts the next solve."""
         operator = self._objective.hessian(theta)
-        start = None
-        if self.last is not None and self.last.status is not EigenStatus.NOT_FINITE:
-            start = self.last.vectors
-            if self._count % self._cold_every == 0:
-                start = torch.cat([start, _gaussian(operator, self._generator)[:, None]], dim=1)
-        result = lanczos(
-            operator, self.k, start=start, rtol=self._rtol, max_products=self._max_products
-        )
+        starts: list[Tensor] = []
+        if self.last is not None and bool(torch.isfinite(self.last.subspace).all()):
+            starts.append(self.last.subspace)
+        if not starts or self._count % self._cold_every == 0:
+            draws = [_gaussian(operator, self._generator) for _ in range(self.k + 1)]
+            # Stricter, because an unlucky draw may converge to the second pair before it sees the
+            # first; and joined to the warm vectors, because the larger of two answers is right.
+            starts.append(self._lanczos(operator, torch.stack(draws, dim=1), 0.1).subspace)
+        result = self._lanczos(operator, torch.cat(starts, dim=1), 1.0)
         self._count += 1
-        self.num_products += result.num_products
+        self.num_products += operator.num_products
         self.unconverged += result.status is not EigenStatus.CONVERGED
         self.last = result
         return result
+
+    def _lanczos(
+        self, operator: SymmetricOperator, start: Tensor, strictness: float
+    ) -> EigenResult:
+        if not bool(torch.isfinite(start).all()):  # the cold solve met NaN
+            start = torch.ones_like(start)
+        return lanczos(
+            operator,
+            self.k,
+            start=start,
+            rtol=strictness * self._rtol,
+            max_products=self._max_products,
+        )
 
     def __call__(self, theta: Tensor) -> Tensor:
         """The k largest eigenvalues at θ, descending, ``(k,)``; NaN where unconverged."""

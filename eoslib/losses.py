@@ -53,7 +53,7 @@ def _check_square(outputs: Tensor, targets: Tensor) -> None:
     if targets.shape == outputs.shape and targets.is_floating_point():
         return
     advice = (
-        "turn class labels into one-hot rows first (torch.nn.functional.one_hot)"
+        "turn class labels into one-hot rows first: one_hot(labels).double()"
         if not targets.is_floating_point()
         else "give one target row per example, of the network's output shape"
     )
@@ -133,4 +133,9 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
             "for a regression stop on the loss instead"
         )
     labels = targets.argmax(dim=1) if targets.is_floating_point() else targets
+    if labels.shape != outputs.shape[:1]:
+        raise ValueError(
+            f"accuracy needs one label per example, got {tuple(targets.shape)} for outputs of "
+            f"shape {tuple(outputs.shape)}"
+        )
     return float((outputs.argmax(dim=1) == labels).double().mean())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,7 +17,10 @@ import torch
 
 __all__ = ["full_precision", "hardware_stamp", "limited_threads", "resolve_device", "resolve_dtype"]
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_precision_lock = threading.Lock()
+_precision_users = 0
+_precision_before: list[str] = []
 
 
 def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
@@ -46,14 +50,14 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Turn ``"float32"`` or ``torch.float32`` into a floating dtype.
+    """Turn ``"float32"`` or ``torch.float32`` into a dtype that curvature can be measured in.
 
     Raises:
-        ValueError: the name is unknown or the dtype is not a floating one.
+        ValueError: it is neither float32 nor float64.
     """
     resolved = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+    if resolved is None or resolved not in _DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     return resolved
 
 
@@ -62,20 +66,28 @@ def full_precision(device: torch.device) -> Iterator[None]:
     """Compute float32 products in float32 on CUDA: TF32 off for matrix products and convolutions.
 
     TF32 keeps 10 of float32's 23 mantissa bits; a Hessian measured with it is wrong in the third
-    digit. On any other device this does nothing. The previous switches are restored on leaving.
+    digit. On any other device this does nothing. The switches are global to the process, so threads
+    share them: the first to enter sets them, the last to leave puts back what was there.
     """
+    global _precision_users
     if device.type != "cuda":
         yield
         return
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [switch.fp32_precision for switch in switches]
+    with _precision_lock:
+        if _precision_users == 0:
+            _precision_before[:] = [switch.fp32_precision for switch in switches]
+            for switch in switches:
+                switch.fp32_precision = "ieee"
+        _precision_users += 1
     try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
+        with _precision_lock:
+            _precision_users -= 1
+            if _precision_users == 0:
+                for switch, value in zip(switches, _precision_before, strict=True):
+                    switch.fp32_precision = value
 
 
 @contextmanager

@@ -10,8 +10,9 @@ eigensolvers, recorders) sees a vector and the functions L, ∇L and v ↦ ∇²
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,8 @@ class Objective:
 
         Args:
             model: any module that maps inputs ``(m, ...)`` to outputs ``(m, ...)``, example by
-                example. Parameters with ``requires_grad=False`` stay frozen and are no part of θ.
+                example, and that autograd can differentiate twice (no activation checkpointing).
+                Parameters with ``requires_grad=False`` stay frozen and are no part of θ.
             inputs: ``(n, ...)``; floating inputs are cast to ``dtype``, integers are kept.
             targets: see `eoslib.losses`.
             loss: ``"square"``, ``"cross_entropy"`` or a `Loss`.
@@ -90,7 +92,7 @@ class Objective:
         self.loss = get_loss(loss)
         self.inputs, self.targets = self._checked_data(inputs, targets)
         self.num_examples = self.inputs.shape[0]
-        if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
             raise ValueError(f"chunk_size must be a positive integer or None, got {chunk_size!r}")
         self.chunk_size = min(chunk_size or self.num_examples, self.num_examples)
         _refuse_random_layers(model)
@@ -99,7 +101,10 @@ class Objective:
         self._collect_parameters()
         self.num_gradients = 0
         self.num_products = 0
-        self._refuse_unrepeatable_model()
+        # Slices of θ sit in the module's slots during a forward pass; a training in a background
+        # thread (the explorer's) must not exchange them under another thread's pass.
+        self._lock = threading.Lock()
+        self._refuse_unfit_model()
 
     @classmethod
     def from_dataset(
@@ -112,24 +117,24 @@ class Objective:
 
     def value(self, theta: Tensor) -> Tensor:
         """L(θ) as a 0-d tensor; one forward pass."""
+        point = self._checked_point(theta)
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
         with torch.no_grad(), full_precision(self.device):
-            self._place(self._checked_point(theta))
-            total = torch.zeros((), dtype=self.dtype, device=self.device)
             for x, y in self._chunks():
-                total += self.loss.total(self._model(x), y)
-            return total / self.num_examples
+                total += self.loss.total(self._forward(point, x), y)
+        return total / self.num_examples
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """L(θ), 0-d, and ∇L(θ), ``(P,)``; one forward and one backward pass."""
-        leaf = self._checked_point(theta).detach().requires_grad_()
+        leaf = self._leaf(theta)
         value = torch.zeros((), dtype=self.dtype, device=self.device)
         gradient: Tensor | None = None
-        with full_precision(self.device):
+        with torch.enable_grad(), full_precision(self.device):
             for x, y in self._chunks():
                 part = self._chunk_loss(leaf, x, y)
                 (chunk_gradient,) = torch.autograd.grad(part, leaf)
                 gradient = chunk_gradient if gradient is None else gradient.add_(chunk_gradient)
-                value = value + part.detach()
+                value += part.detach()
         assert gradient is not None
         self.num_gradients += 1
         return value, gradient
@@ -149,7 +154,7 @@ class Objective:
         lives. With several chunks each product rebuilds it chunk by chunk, so that memory stays
         bounded by one chunk; such a product costs about two gradients.
         """
-        leaf = self._checked_point(theta).detach().requires_grad_()
+        leaf = self._leaf(theta)
         kept: tuple[Tensor, Tensor] | None = None
 
         def graph(x: Tensor, y: Tensor) -> Tensor:
@@ -157,13 +162,13 @@ class Objective:
             (chunk_gradient,) = torch.autograd.grad(part, leaf, create_graph=True)
             return chunk_gradient
 
-        with full_precision(self.device):
+        with torch.enable_grad(), full_precision(self.device):
             if self.chunk_size == self.num_examples:
                 kept = (graph(self.inputs, self.targets), leaf)
 
         def product(vector: Tensor) -> Tensor:
             result = torch.zeros_like(vector)
-            with full_precision(self.device):
+            with torch.enable_grad(), full_precision(self.device):
                 if kept is not None:
                     result = _second_backward(*kept, vector, keep_graph=True)
                 else:
@@ -176,9 +181,9 @@ class Objective:
 
     def outputs(self, theta: Tensor) -> Tensor:
         """The network's outputs on all examples, ``(n, ...)``."""
+        point = self._checked_point(theta)
         with torch.no_grad(), full_precision(self.device):
-            self._place(self._checked_point(theta))
-            return torch.cat([self._model(x) for x, _ in self._chunks()])
+            return torch.cat([self._forward(point, x) for x, _ in self._chunks()])
 
     def accuracy(self, theta: Tensor) -> float:
         """Share of training examples classified correctly, in [0, 1]; see `losses.accuracy`."""
@@ -216,7 +221,7 @@ class Objective:
                 if not bool(torch.isfinite(tensor).all()):
                     raise ValueError(f"{name} hold NaN or infinite values; clean the data first")
                 tensor = tensor.to(self.dtype)
-            moved.append(tensor.detach().to(self.device))
+            moved.append(tensor.detach().to(self.device, copy=True))
         return moved[0], moved[1]
 
     def _collect_parameters(self) -> None:
@@ -229,11 +234,6 @@ class Objective:
         """
         slots: dict[int, list[tuple[dict[str, Any], str]]] = {}
         for module in self._model.modules():
-            if isinstance(module, nn.RNNBase):
-                raise ValueError(
-                    f"{type(module).__name__} keeps a private list of its weights, which cannot be "
-                    "replaced by slices of a flat vector; use cells (nn.LSTMCell) in a loop"
-                )
             for key, parameter in module._parameters.items():
                 if parameter is not None and parameter.requires_grad:
                     slots.setdefault(id(parameter), []).append((module._parameters, key))
@@ -247,18 +247,38 @@ class Objective:
         self.num_parameters = sum(self._sizes)
         self.initial_point = torch.cat([p.detach().reshape(-1) for _, p in named]).clone()
         self._template = copy.deepcopy(self._model)
+        with torch.no_grad():  # whoever still reads the original parameters will show it
+            for _, parameter in named:
+                parameter.fill_(torch.nan)
 
-    def _refuse_unrepeatable_model(self) -> None:
-        """Run the network twice on one chunk; outputs must fit the targets and must not change."""
-        x, y = next(self._chunks())
+    def _refuse_unfit_model(self) -> None:
+        """Run the network on one chunk: is it a function of θ and x, example by example?"""
+        x, _ = next(self._chunks())
+        before = x.clone()
         buffers = [buffer.clone() for buffer in self._model.buffers()]
         with torch.no_grad():
-            self._place(self.initial_point)
-            first, second = self._model(x), self._model(x)
+            first, second = (self._forward(self.initial_point, x) for _ in range(2))
         if not isinstance(first, Tensor):
             raise ValueError(
                 f"the model returned {type(first).__name__}, expected one tensor of outputs; "
                 "wrap it in a module that returns the tensor the loss needs"
+            )
+        if not torch.equal(before, x):
+            raise ValueError(
+                "the model overwrote its inputs; make its first layers work out of place "
+                "(inplace=False)"
+            )
+        with torch.no_grad():
+            if bool(first.isnan().any()) and not bool(self._template(x).isnan().any()):
+                raise ValueError(
+                    "the model reads parameters by a path of its own (a private list of weights?), "
+                    "so slices of a flat vector cannot stand in for them; read them as attributes "
+                    "of their module in forward"
+                )
+        if first.shape[:1] != x.shape[:1]:
+            raise ValueError(
+                f"the model returned outputs of shape {tuple(first.shape)} for {x.shape[0]} "
+                "examples; expected one row per example"
             )
         if not torch.allclose(first, second, rtol=1e-4, atol=1e-6, equal_nan=True):
             raise ValueError(
@@ -270,7 +290,16 @@ class Objective:
                 "a forward pass changed the model's buffers (batch normalisation in training mode "
                 "does); measuring would change what is measured. Call model.eval() first"
             )
-        self.loss.check(first, y)
+        half = (len(x) + 1) // 2
+        with torch.no_grad():
+            alone = self._forward(self.initial_point, x[:half])
+        if not torch.allclose(alone, first[:half], rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise ValueError(
+                "an example's output depends on which other examples are beside it (batch "
+                "normalisation with batch statistics?), so the loss is no mean over examples. Call "
+                "model.eval() first"
+            )
+        self.loss.check(first[:1].expand(self.num_examples, *first.shape[1:]), self.targets)
 
     # -- the model as a function of theta -------------------------------------------------------
 
@@ -281,14 +310,20 @@ class Objective:
             )
         return theta.to(self.device, self.dtype)
 
+    def _leaf(self, theta: Tensor) -> Tensor:
+        # A copy: the operator and the module's slots outlive the caller's next update of theta.
+        return self._checked_point(theta).detach().clone().requires_grad_()
+
     def _split(self, theta: Tensor) -> list[Tensor]:
         parts = theta.split(self._sizes)
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
-    def _place(self, theta: Tensor) -> None:
-        for slots, part in zip(self._slots, self._split(theta), strict=True):
-            for parameters, key in slots:
-                parameters[key] = part
+    def _forward(self, theta: Tensor, x: Tensor) -> Tensor:
+        with self._lock:
+            for slots, part in zip(self._slots, self._split(theta), strict=True):
+                for parameters, key in slots:
+                    parameters[key] = part
+            return cast(Tensor, self._model(x))
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(
@@ -296,8 +331,9 @@ class Objective:
         )
 
     def _chunk_loss(self, leaf: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        self._place(leaf)
-        return self.loss.total(self._model(x), y) / self.num_examples
+        part = self.loss.total(self._forward(leaf, x), y) / self.num_examples
+        # A network whose outputs ignore θ has a constant loss: gradient zero, not an error.
+        return part if part.requires_grad else part + 0 * leaf.sum()
 
 
 def _second_backward(gradient: Tensor, leaf: Tensor, vector: Tensor, *, keep_graph: bool) -> Tensor:

@@ -19,9 +19,10 @@ from eoslib.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-__all__ = ["book_style", "draw_threshold", "plot_runs", "time_of"]
+__all__ = ["book_style", "draw_threshold", "plain_log_ticks", "plot_runs", "time_of"]
 
 _STYLE: dict[str, Any] = {
     "axes.edgecolor": MUTED["light"],
@@ -83,6 +84,17 @@ def draw_threshold(
         ax.axhspan(run.threshold, 1e9, color=ACCENT["light"], alpha=0.06, linewidth=0)
 
 
+def plain_log_ticks(axis: Axis) -> None:
+    """Label a log axis with plain numbers: 1, 2 and 5 where it spans less than two decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    subs = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def plot_runs(
     runs: Sequence[Run],
     *,
@@ -136,10 +148,10 @@ def plot_runs(
                 )
             x = time_of(run, sharpness.steps, axis)
             bottom.plot(x, sharpness.values, color=color)
-            if run.outcome.status == "diverged":
+            if run.outcome.status == "diverged" and len(x):
                 bottom.plot(x[-1], sharpness.values[-1], "x", color=ACCENT["light"], markersize=8)
         if sharpness_max is None:
-            measured = max(float(run.sharpness.values.max()) for run in ordered)
+            measured = max(run.sharpness.values.max(initial=0) for run in ordered) or 1.0
             reached = [run.threshold for run in ordered if run.crossing is not None]
             sharpness_max = 1.15 * (max(reached) if reached else measured)
         bottom.set_ylim(0, sharpness_max)
@@ -148,6 +160,7 @@ def plot_runs(
                 color = step_size_color(run.lr, low, high)
                 draw_threshold(bottom, run, color, name=threshold_name, tint=len(runs) == 1)
         top.set_yscale("log")
+        plain_log_ticks(top.yaxis)
         top.set_ylabel(f"{get_loss(ordered[0].settings['loss']).label}\nlog axis")
         bottom.set_ylabel("sharpness")
         bottom.set_xlabel("step" if axis == "steps" else "time = steps × η")

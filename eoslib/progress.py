@@ -57,7 +57,7 @@ class ProgressBar:
     ) -> None:
         """Leave the label, and say so when the work was cut short."""
         if self._handle is not None:
-            word = "done" if kind is None else f"ended by {kind.__name__}"
+            word = "done" if kind is None else "ended early"
             self._show(f"<small>{html.escape(self._label)}: {word}</small>")
 
     def _bar(self, done: float) -> str:

@@ -24,6 +24,16 @@ __all__ = ["Outcome", "Run", "RunFileError", "Series"]
 
 _FORMAT = "eoslib-run"
 _VERSION = 1
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class RunFileError(ValueError):
@@ -167,12 +177,15 @@ class Run:
             word = "sharpening" if late[-1] > late[0] else "below the edge"
             return f"{word}: {now}"
         tail = float(np.median(ratio.values[-max(1, len(ratio) // 5) :]))
+        start = "started above the edge, " if crossing == ratio.steps[0] else ""
         if tail > 1.3:
-            return f"above the threshold since step {crossing:,}: sharpness {tail:.2f} × 2/η"
+            return f"{start}above it at the end: sharpness {tail:.2f} × 2/η"
         if tail < 0.8:
-            started = "catapulted from above the edge" if crossing == 0 else "was at the edge"
-            return f"{started}, now below it: sharpness {tail:.2f} × 2/η"
-        return f"at the edge since step {crossing:,}"
+            word = "now below it" if start else "was at the edge, now below it"
+            return f"{start}{word}: sharpness {tail:.2f} × 2/η"
+        if start:
+            crossing = int(ratio.steps[np.argmax(ratio.values <= 1.1)])
+        return f"{start}at the edge since step {crossing:,}"
 
     def plot(self, **options: Any) -> Any:
         """Loss above, sharpness and its threshold below; see `eoslib.plotting.plot_runs`."""
@@ -202,7 +215,7 @@ class Run:
             "outcome": vars(self.outcome),
             "provenance": self.provenance,
         }
-        arrays["header"] = np.array(json.dumps(_finite_json(header), allow_nan=False))
+        arrays["header"] = np.array(json.dumps(plain_json(header, "run"), allow_nan=False))
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
@@ -210,6 +223,9 @@ class Run:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
                 file.flush()
                 os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(temporary).chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets
             Path(temporary).replace(target)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -231,19 +247,23 @@ class Run:
             header = json.loads(str(arrays.pop("header")))
             if header["format"] != _FORMAT:
                 raise KeyError("format")
+            if header["version"] <= _VERSION:
+                return cls._assembled(header, arrays)
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except _UNREADABLE as error:
             size = source.stat().st_size
             raise RunFileError(
                 f"{source} ({size} bytes) is not a readable run: {error}. Expected a .npz file "
                 "written by Run.save; if it was copied or downloaded, fetch it again"
             ) from error
-        if header["version"] > _VERSION:
-            raise RunFileError(
-                f"{source} has run format {header['version']}, this eoslib reads up to {_VERSION}; "
-                "upgrade eoslib"
-            )
+        raise RunFileError(
+            f"{source} has run format {header['version']}, this eoslib reads up to {_VERSION}; "
+            "upgrade eoslib"
+        )
+
+    @classmethod
+    def _assembled(cls, header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Run:
         names = [name.removeprefix("steps/") for name in arrays if name.startswith("steps/")]
         return cls(
             settings=header["settings"],
@@ -254,12 +274,23 @@ class Run:
         )
 
 
-def _finite_json(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, by their names."""
+def plain_json(value: Any, where: str) -> Any:
+    """Copy a value as plain JSON: NumPy numbers as Python's, NaN and infinities by their names.
+
+    Raises:
+        TypeError: something in it has no place in JSON; the message says where.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, dict):
-        return {str(key): _finite_json(item) for key, item in value.items()}
+        return {str(key): plain_json(item, f"{where}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite_json(item) for item in value]
+        return [plain_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(
+        f"{where} is a {type(value).__name__}, which a run record cannot hold; "
+        "use numbers, strings, lists and dictionaries"
+    )

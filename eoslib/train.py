@@ -18,7 +18,7 @@ from torch import Tensor
 from eoslib.eigen import SharpnessTracker
 from eoslib.numerics import hardware_stamp, limited_threads
 from eoslib.objective import Objective
-from eoslib.runs import Outcome, Run, Series
+from eoslib.runs import Outcome, Run, Series, plain_json
 from eoslib.update_rules import UpdateRule
 
 __all__ = [
@@ -57,6 +57,8 @@ def at_steps(steps: Iterable[int]) -> Schedule:
 
 def log_spaced(per_decade: int = 20, last: int = 10**7) -> Schedule:
     """Measure at step 0 and at about ``per_decade`` steps in every factor of ten up to ``last``."""
+    if not (per_decade > 0 and last >= 1):
+        raise ValueError(f"need per_decade > 0 and last ≥ 1, got {per_decade} and {last}")
     exponents = np.arange(0, np.log10(last) + 1e-9, 1 / per_decade)
     return at_steps([0, *np.unique(np.rint(10**exponents).astype(int)).tolist()])
 
@@ -148,12 +150,15 @@ def train(
         settings: what to add to the run's settings (data set, architecture, seed, …).
 
     Raises:
-        ValueError: ``num_steps`` is not a positive integer, or two measurements share a name.
+        ValueError: ``num_steps`` is not a positive integer, two measurements share a name, or a
+            measurement's shape changes.
+        TypeError: the settings hold something that JSON has no place for.
 
     Cost: one gradient a step plus the measurements.
     """
     if num_steps != int(num_steps) or num_steps < 1:
         raise ValueError(f"num_steps must be a positive whole number, got {num_steps}")
+    num_steps = int(num_steps)
     tracker = sharpness or SharpnessTracker(objective)
     names = ["loss", "sharpness", "eigenvalues", *(m.name for m in measurements)]
     if len(set(names)) != len(names):
@@ -190,7 +195,7 @@ def train(
                 return record.finish(point, "stopped", step, f"stopped on request at step {step}")
             if step < num_steps:
                 point, state = rule.step(point, gradient, state)
-    return record.finish(point, "completed", num_steps, f"all {num_steps:,} steps done")
+        return record.finish(point, "completed", num_steps, f"all {num_steps:,} steps done")
 
 
 class _Recorder:
@@ -205,11 +210,13 @@ class _Recorder:
         settings: dict[str, Any],
     ) -> None:
         self._objective, self._tracker = objective, tracker
-        self._steps: dict[str, list[int]] = {}
-        self._values: dict[str, list[Any]] = {}
+        # Both exist in every run, even one whose first loss is not finite.
+        self._steps: dict[str, list[int]] = {"loss": [], "sharpness": []}
+        self._values: dict[str, list[Any]] = {"loss": [], "sharpness": []}
         self._started = time.perf_counter()
         self._gradients, self._products = objective.num_gradients, objective.num_products
-        self._settings = settings | {
+        self._unconverged = tracker.unconverged
+        self._settings = plain_json(settings, "settings") | {
             "optimizer": rule.name,
             "lr": rule.lr,
             "threshold": rule.threshold,
@@ -220,22 +227,29 @@ class _Recorder:
             "dtype": str(objective.dtype).removeprefix("torch."),
         }
 
-    def add(self, name: str, step: int, value: Tensor | float) -> None:
-        plain = value.detach().double().cpu().numpy() if isinstance(value, Tensor) else value
+    def add(self, name: str, step: int, value: Any) -> None:
+        # A copy: the function measured may reuse its tensor.
+        if isinstance(value, Tensor):
+            value = value.detach().double().cpu().numpy()
+        plain = np.array(value, dtype=np.float64)
+        known = self._values.setdefault(name, [])
+        if plain.ndim > 1 or (known and known[0].shape != plain.shape):
+            was = f"after {known[0].shape} before" if known else "expected a number or a vector"
+            raise ValueError(f"measurement {name!r} gave shape {plain.shape} at step {step}, {was}")
         self._steps.setdefault(name, []).append(step)
-        self._values.setdefault(name, []).append(plain)
+        known.append(plain)
 
     def snapshot(self, outcome: Outcome | None = None) -> Run:
         series = {
             name: Series(np.array(steps), np.array(self._values[name], dtype=np.float64))
             for name, steps in self._steps.items()
         }
-        last = self._steps["loss"][-1] if "loss" in self._steps else 0
+        last = self._steps["loss"][-1] if self._steps["loss"] else 0
         provenance = hardware_stamp(self._objective.device) | {
             "seconds": round(time.perf_counter() - self._started, 3),
             "num_gradients": self._objective.num_gradients - self._gradients,
             "num_products": self._objective.num_products - self._products,
-            "unconverged_measurements": self._tracker.unconverged,
+            "unconverged_measurements": self._tracker.unconverged - self._unconverged,
         }
         return Run(
             settings=dict(self._settings),

@@ -25,6 +25,10 @@ def test_a_claim_that_holds_prints_one_steady_line(capsys):
 def test_a_claim_that_fails_raises(value, capsys):
     with pytest.raises(ClaimError, match="C6: median ratio"):
         check("C6", "median ratio", value, low=0.97, high=1.15)
+    if value is not None and value > 1.15:
+        value = math.inf  # an infinite value must not hold a one-sided claim either
+        with pytest.raises(ClaimError, match="C6: median ratio"):
+            check("C6", "median ratio", value, low=0.97)
     assert capsys.readouterr().out == ""
 
 

@@ -101,6 +101,36 @@ def test_a_call_without_enough_products_does_not_claim_convergence():
     assert result.eigenvalue(allow_unconverged=True) < 1
 
 
+def test_a_dominant_negative_eigenvalue_does_not_loosen_the_tolerance():
+    eigenvalues = torch.cat([torch.tensor([-1e4]), torch.linspace(0, 1, 100)]).double()
+    operator, _ = with_spectrum(eigenvalues)
+    assert lanczos(operator, max_products=1000).eigenvalue() == pytest.approx(1, rel=1e-4)
+
+
+def test_an_operator_that_is_not_symmetric_does_not_converge():
+    matrix = torch.ones(6, 6, dtype=DOUBLE).triu()
+    result = lanczos(SymmetricOperator(matrix.mv, 6, dtype=DOUBLE))
+    assert result.status is EigenStatus.EXHAUSTED
+    with pytest.raises(UnconvergedError, match="is the operator symmetric"):
+        result.eigenvalue()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_tiny_and_huge_operators_in_float32(scale):
+    eigenvalues = torch.linspace(0.1, 1, 30) * scale
+    operator = SymmetricOperator(lambda v: eigenvalues * v, 30, dtype=torch.float32)
+    assert lanczos(operator).eigenvalue() == pytest.approx(scale, rel=1e-3)
+
+
+def test_pairs_that_were_not_found_are_nan():
+    operator, _ = with_spectrum(SPECTRA["positive"])
+    result = lanczos(operator, 4, max_products=4, start=torch.randn(60, dtype=DOUBLE))
+    few = lanczos(operator, 3, max_products=1)
+    assert result.values.shape == (4,)
+    assert torch.isnan(few.values[1:]).all()
+    assert few.vectors.shape == (60, 3)
+
+
 def test_a_product_that_is_not_finite_is_said():
     operator = SymmetricOperator(lambda v: v * torch.nan, 10, dtype=DOUBLE)
     result = lanczos(operator)
@@ -176,29 +206,51 @@ def test_the_tracker_follows_the_dense_hessian_along_training():
     assert tracker.num_products < 8 * len(exact)
 
 
-def test_the_tracker_finds_a_top_eigenvector_it_had_lost():
-    # Two uncoupled directions: the second becomes the sharper one while the warm start knows the
-    # first only, exactly.
-    class TwoWells(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
+class _Wells(torch.nn.Module):
+    """Uncoupled directions, ½ (w_i²)² each: along w_i the curvature is 6 w_i²."""
 
-        def forward(self, x):
-            return torch.stack([self.w[0] ** 2, 3 * self.w[1] ** 2])[None]
+    def __init__(self, size):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(size))
 
-    objective = Objective(TwoWells(), torch.zeros(1, 1), torch.zeros(1, 2), dtype=DOUBLE)
+    def forward(self, x):
+        return (self.w**2).expand(len(x), -1)
+
+
+@pytest.mark.parametrize("new_top", [7.0, 200.0])
+def test_the_tracker_finds_a_top_eigenvector_it_had_lost(new_top):
+    # Another direction becomes the sharpest while the warm start knows nothing of it.
+    objective = Objective(_Wells(500), torch.zeros(2, 1), torch.zeros(2, 500), dtype=DOUBLE)
     tracker = SharpnessTracker(objective, cold_every=3)
-    before, after = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 2.0])
+    before = torch.zeros(500, dtype=DOUBLE)
+    before[0] = 1
+    after = before.clone()
+    after[1] = (new_top / 6) ** 0.5
     assert float(tracker(before)[0]) == pytest.approx(6)
+    assert tracker.last is not None
+    tracker.last.subspace[1] = 0
     seen = [float(tracker(after)[0]) for _ in range(4)]
-    assert seen[-1] == pytest.approx(216)  # d²/dw² of ½(3w²)² at w = 2
+    assert seen[0] == pytest.approx(6)  # so a warm start alone cannot see it
+    assert seen[2:] == pytest.approx([new_top, new_top], rel=1e-3)
+    with pytest.raises(ValueError, match="cold_every must be at least 1"):
+        SharpnessTracker(objective, cold_every=0)
+
+
+def test_the_tracker_follows_the_larger_of_two_eigenvalues_that_cross():
+    # curvatures 6 w_i² again: the second grows past the first, a little at a time
+    objective = Objective(_Wells(50), torch.zeros(2, 1), torch.zeros(2, 50), dtype=DOUBLE)
+    tracker = SharpnessTracker(objective, cold_every=10**6)
+    theta = torch.zeros(50, dtype=DOUBLE)
+    theta[0] = 1
+    for square in np.linspace(0.5, 1.5, 60):
+        theta[1] = square**0.5
+        assert float(tracker(theta)[0]) == pytest.approx(6 * max(1, square), rel=1e-3)
 
 
 def test_unconverged_measurements_are_recorded_as_missing():
     objective = Objective.from_dataset(
         build("fc-tanh", 1, 1, widths=(8, 8)), chebyshev(4), dtype=DOUBLE
     )
-    tracker = SharpnessTracker(objective, rtol=1e-12, max_products=2)
+    tracker = SharpnessTracker(objective, rtol=1e-11, max_products=2)
     assert torch.isnan(tracker(objective.initial_point)).all()
     assert tracker.unconverged == 1

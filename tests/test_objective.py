@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import threading
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 
 from eoslib import Objective, build, chebyshev, digits, lanczos
 from eoslib.architectures import ACTIVATIONS
+from eoslib.numerics import full_precision
 from tests.oracles import (
     dense_hessian,
     linear_least_squares_hessian,
@@ -177,6 +180,102 @@ def test_a_tied_parameter_counts_once():
     assert float(objective.gradient(theta) @ step) == pytest.approx(float(slope), rel=1e-5)
 
 
+def test_data_and_point_are_copied():
+    inputs = torch.randn(5, 3, dtype=DOUBLE)
+    objective = Objective(nn.Linear(3, 2), inputs, torch.randn(5, 2, dtype=DOUBLE), dtype=DOUBLE)
+    theta = objective.initial_point
+    before = float(objective.value(theta))
+    inputs.zero_()
+    assert float(objective.value(theta)) == before
+    v = torch.ones(8, dtype=DOUBLE)
+    for chunk_size in (None, 2):
+        objective = small_objective(chunk_size=chunk_size)
+        theta = objective.initial_point.clone()
+        v = torch.ones_like(theta)
+        operator = objective.hessian(theta)
+        product = operator @ v
+        theta.mul_(2)
+        assert torch.equal(operator @ v, product)
+
+
+def test_derivatives_also_under_no_grad_and_of_a_constant():
+    objective = small_objective()
+    theta = objective.initial_point
+    expected = objective.gradient(theta)
+    with torch.no_grad():
+        assert torch.equal(objective.gradient(theta), expected)
+        assert torch.isfinite(objective.hvp(theta, theta)).all()
+
+    class Constant(nn.Linear):
+        def forward(self, x):
+            return x
+
+    constant = Objective(Constant(3, 3), torch.randn(5, 3), torch.randn(5, 3))
+    assert float(constant.gradient(constant.initial_point).norm()) == 0
+    assert float(constant.hvp(constant.initial_point, constant.initial_point).norm()) == 0
+
+
+def test_two_threads_do_not_disturb_each_other():
+    objective = small_objective()
+    points = [objective.initial_point, objective.initial_point + 0.3]
+    expected = [objective.gradient(point) for point in points]
+    wrong = []
+
+    def work(index):
+        for _ in range(150):
+            if not torch.equal(objective.gradient(points[index]), expected[index]):
+                wrong.append(index)
+
+    interval = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-5)
+        threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
+
+
+def test_full_precision_is_shared_between_threads_and_put_back():
+    device = torch.device("cuda")  # the switches exist without a GPU
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    try:
+        switch.fp32_precision = "tf32"
+        first, second = full_precision(device), full_precision(device)
+        first.__enter__()
+        second.__enter__()
+        assert switch.fp32_precision == "ieee"
+        first.__exit__(None, None, None)
+        assert switch.fp32_precision == "ieee"
+        second.__exit__(None, None, None)
+        assert switch.fp32_precision == "tf32"
+    finally:
+        switch.fp32_precision = before
+
+
+def test_a_recurrent_layer():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(2, 3, batch_first=True)
+
+        def forward(self, x):
+            return self.lstm(x)[0]
+
+    inputs, targets = torch.randn(4, 5, 2), torch.randn(4, 5, 3)
+    objective = Objective(Recurrent(), inputs, targets, dtype=DOUBLE)
+    theta = objective.initial_point
+    step = 1e-5 * torch.randn(objective.num_parameters, dtype=DOUBLE)
+    slope = (objective.value(theta + step) - objective.value(theta - step)) / 2
+    assert float(objective.gradient(theta) @ step) == pytest.approx(float(slope), rel=1e-5)
+    bend = (objective.gradient(theta + step) - objective.gradient(theta - step)) / 2
+    assert torch.allclose(objective.hvp(theta, step), bend, rtol=1e-4, atol=1e-11)
+
+
 def test_further_products_at_a_point_share_the_graph():
     calls = 0
 
@@ -278,17 +377,43 @@ class TestRefusals:
         with pytest.raises(ValueError, match="no trainable parameters"):
             Objective(model, self.data.inputs, self.data.targets)
 
-    def test_a_recurrent_layer(self):
-        class Recurrent(nn.Module):
+    def test_a_model_with_a_private_list_of_weights(self):
+        class Private(nn.Module):
             def __init__(self):
                 super().__init__()
-                self.lstm = nn.LSTM(1, 1)
+                self.linear = nn.Linear(1, 1)
+                self.weights = [self.linear.weight]
 
             def forward(self, x):
-                return self.lstm(x)[0]
+                return x @ self.weights[0].T + self.linear.bias
 
-        with pytest.raises(ValueError, match="LSTM keeps a private list"):
-            Objective(Recurrent(), self.data.inputs, self.data.targets)
+        with pytest.raises(ValueError, match="by a path of its own"):
+            Objective(Private(), self.data.inputs, self.data.targets)
+
+    def test_a_model_that_overwrites_its_inputs(self):
+        inputs = self.data.inputs.clone()
+        model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(1, 1))
+        with pytest.raises(ValueError, match="overwrote its inputs"):
+            Objective(model, inputs, self.data.targets)
+        assert torch.equal(inputs, self.data.inputs)
+
+    def test_a_model_that_mixes_examples(self):
+        model = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3, track_running_stats=False))
+        with pytest.raises(ValueError, match="depends on which other examples"):
+            Objective(model, self.data.inputs, torch.zeros(20, 3))
+
+    def test_a_bad_label_in_a_later_chunk(self):
+        data = digits(20)
+        labels = data.labels.clone()
+        labels[15] = -100
+        model = build("fc-tanh", 64, 10, widths=(4,))
+        with pytest.raises(ValueError, match="got values from -100"):
+            Objective(model, data.inputs, labels, "cross_entropy", chunk_size=10)
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16, torch.int64, "double"])
+    def test_dtypes_too_coarse_for_curvature(self, dtype):
+        with pytest.raises(ValueError, match="dtype must be one of float32, float64"):
+            self.objective(dtype=dtype)
 
     def test_a_device_that_is_not_there(self):
         with pytest.raises(ValueError, match=r"not a device name; use 'auto'"):

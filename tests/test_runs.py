@@ -63,10 +63,22 @@ def test_saving_over_a_run_is_atomic(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["run.npz"]  # noqa: PTH208
 
 
+def test_numpy_numbers_and_nan_in_settings_become_plain_json(tmp_path):
+    run = make_run()
+    run.settings |= {"width": np.int64(3), "goal": float("nan"), "widths": (3, 4)}
+    again = Run.load(run.save(tmp_path / "run.npz"))
+    assert {k: again.settings[k] for k in ("width", "goal", "widths")} == {
+        "width": 3,
+        "goal": "nan",
+        "widths": [3, 4],
+    }
+    assert again.describe() == run.describe()
+
+
 def test_settings_that_are_no_json_are_refused_and_leave_nothing(tmp_path):
     run = make_run()
     run.settings["model"] = object()
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"\['settings'\]\['model'\] is a object"):
         run.save(tmp_path / "run.npz")
     assert not list(tmp_path.iterdir())
 
@@ -88,6 +100,15 @@ def test_files_that_are_something_else(tmp_path):
     np.savez(pickled, header=np.array([{}], dtype=object))
     with pytest.raises(RunFileError, match="not a readable run"):
         Run.load(pickled)
+    for header in ("[1]", '{"format": "eoslib-run", "version": 1}', "no json"):
+        np.savez(other, header=np.array(header))
+        with pytest.raises(RunFileError, match="not a readable run"):
+            Run.load(other)
+    array = tmp_path / "array.npz"
+    with array.open("wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(RunFileError, match="not a readable run"):
+        Run.load(array)
     newer = tmp_path / "newer.npz"
     header = {"format": "eoslib-run", "version": 99}
     np.savez(newer, header=np.array(json.dumps(header)))
@@ -117,8 +138,13 @@ def test_an_unmeasured_series_is_named():
         ([0.5, 0.4, 0.3], "completed", "below the edge: sharpness 6, threshold 20"),
         ([0.2, 0.3, 0.4], "goal reached", "solved before reaching the edge: sharpness 8"),
         ([0.5, 1.2, 1.0, 0.4, 0.3, 0.2], "completed", "was at the edge, now below it"),
-        ([2.5, 0.5, 0.4, 0.3, 0.3], "completed", "catapulted from above the edge, now below it"),
-        ([0.5, 1.9, 1.8, 1.9, 1.9], "completed", "above the threshold since step 10"),
+        ([2.5, 0.5, 0.4, 0.3, 0.3], "completed", "started above the edge, now below it"),
+        ([0.5, 1.9, 1.8, 1.9, 1.9], "completed", "above it at the end: sharpness 1.90"),
+        (
+            [1.5, 1.0, 1.02, 1.0, 1.0],
+            "completed",
+            "started above the edge, at the edge since step 10",
+        ),
         ([0.5, 1.9], "diverged", "diverged at step 49"),
     ],
 )

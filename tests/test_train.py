@@ -125,16 +125,23 @@ def test_a_report_can_stop_the_run_and_see_it_so_far():
 
 
 def test_the_same_seed_gives_the_same_bits_with_any_number_of_threads():
-    threads = torch.get_num_threads()
+    threads, used, runs = torch.get_num_threads(), set(), []
     try:
-        runs = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            runs.append(train(small("cross_entropy"), GradientDescent(0.5), num_steps=60))
+            runs.append(
+                train(
+                    small("cross_entropy"),
+                    GradientDescent(0.5),
+                    num_steps=60,
+                    report=lambda now: used.add(torch.get_num_threads()),
+                )
+            )
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
     first, second = runs
+    assert used == {first.provenance["threads"], second.provenance["threads"]} == {1}
     for name in ("loss", "sharpness"):
         np.testing.assert_array_equal(first[name].values, second[name].values)
 
@@ -147,6 +154,46 @@ def test_schedules():
     for bad in (0, -1, 2.5):
         with pytest.raises(ValueError, match="positive whole number"):
             every(bad)
+
+
+def test_a_recorded_value_is_a_copy_and_keeps_its_shape():
+    buffer = torch.zeros((), dtype=DOUBLE)
+
+    def count(_theta):
+        return buffer.add_(1)
+
+    run = train(small(), GradientDescent(0.1), num_steps=3,
+                measurements=[Measurement("count", count, every(1))])  # fmt: skip
+    assert run["count"].values.tolist() == [1, 2, 3, 4]
+    growing = [Measurement("growing", lambda theta: theta[: len(seen)], every(1))]
+    seen = []
+    with pytest.raises(ValueError, match=r"'growing' gave shape \(1,\) at step 1, after \(0,\)"):
+        train(small(), GradientDescent(0.1), num_steps=3, measurements=growing,
+              report=lambda now: seen.append(now.step))  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite_from_the_start():
+    objective = small()
+    nowhere = torch.full_like(objective.initial_point, torch.nan)
+    run = train(objective, GradientDescent(0.1), num_steps=3, theta=nowhere)
+    assert (run.outcome.status, run.outcome.step) == ("diverged", 0)
+    assert len(run["loss"]) == len(run["sharpness"]) == 0
+    assert run.describe() == "diverged at step 0"
+
+
+def test_a_run_without_sharpness_can_be_described():
+    run = train(small(), GradientDescent(0.1), num_steps=3, sharpness_schedule=at_steps([]))
+    assert run.describe() == "completed at step 3"
+    assert run.crossing is None
+
+
+def test_settings_are_checked_before_training_not_after():
+    def report(now):
+        raise AssertionError("training began")
+
+    with pytest.raises(TypeError, match=r"settings\['model'\] is a Linear"):
+        train(small(), GradientDescent(0.1), num_steps=3, report=report,
+              settings={"model": nn.Linear(1, 1)})  # fmt: skip
 
 
 @pytest.mark.parametrize("lr", [0, -0.1, float("nan"), float("inf"), "fast", None])

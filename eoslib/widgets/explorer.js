@@ -400,7 +400,7 @@ function render({ model, el }) {
 
     const box = (name) => ({ x: left, width: inner, y: layout.panels[name].top });
     parts.tint = draw(svg, "rect", { ...box("sharpness"), class: "eos-tint" });
-    parts.above = draw(svg, "text", { x: left + 8, y: top2 + 15, class: "eos-above" }, `above ${symbol}: unstable`);
+    parts.above = draw(svg, "text", { x: left + 8, y: top2 + 15, class: "eos-above" }, `above ${symbol}`);
     parts.window = ["loss", "sharpness"].map((name) => draw(svg, "rect",
       { ...box(name), height: layout.panels[name].height, class: "eos-window" }));
     parts.threshold = draw(svg, "path", { class: "eos-dash" });
@@ -560,9 +560,11 @@ function render({ model, el }) {
     const loss = run.loss.values[i];
     const j = run.sharpness.n ? run.sharpness.nearest(at) : -1;
     const sharpness = j < 0 ? NaN : run.sharpness.values[j];
+    // The sharpness is measured at some steps only: say at which, where it is not this one.
+    const when = j < 0 || run.sharpness.step(j) === at ? "" : `, step ${thousands(run.sharpness.step(j))}`;
     const rows = [
       ["step", thousands(at)], ["time", number(at * run.lr, 4)], ["loss", number(loss)],
-      ["sharpness", number(sharpness)], [`÷ (${symbol})`, number(sharpness / threshold)],
+      [`sharpness${when}`, number(sharpness)], [`÷ (${symbol})`, number(sharpness / threshold)],
     ];
     readout.replaceChildren(...rows.map(([name, value]) =>
       make("div", {}, make("span", {}, name), make("b", {}, value))));
@@ -617,7 +619,7 @@ function render({ model, el }) {
     const [first, last] = [run.loss.step(from), run.loss.step(to)].map(thousands);
     $(".eos-caption").textContent = `loss, steps ${first} to ${last}`;
     const span = number(low) === number(high) ? `at ${number(low)}` : `${number(low)} to ${number(high)}`;
-    $(".eos-rises").textContent = `${span}${log ? ", log scale" : ""}; rose in ${rises} of ${values.length - 1} steps`;
+    $(".eos-rises").textContent = `${span}${log ? ", log scale" : ""}; rose in ${rises} of ${values.length - 1} steps (● even, ○ odd)`;
   }
 
   function setCursor(x) {
@@ -657,7 +659,7 @@ function render({ model, el }) {
     $(".eos-origin").textContent = live ? `${count}; train more at any η`
       : model.get("_host") === "static" ? `${count} computed when this book was built` : count;
     $(".eos-table summary").textContent = `${count} as a table`;
-    const head = ["η", symbol, "final loss", `final sharpness ÷ ${symbol}`, "state"];
+    const head = ["η", symbol, "last loss", `last measured sharpness ÷ ${symbol}`, "state"];
     const table = $(".eos-table table");
     table.replaceChildren(make("thead", {}, make("tr", {}, ...head.map((text) => make("th", { scope: "col" }, text)))));
     const body = make("tbody");
