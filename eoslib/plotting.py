@@ -112,8 +112,8 @@ def plot_runs(
         lr_range: step sizes at the two ends of the colour map; default: those of the runs. Give
             the whole page one range, and η has the same colour everywhere on it.
         x_max: right end of the x axis.
-        sharpness_max: upper end of the sharpness axis; default: 1.15 times the largest threshold
-            that any run reaches, or the largest sharpness.
+        sharpness_max: upper end of the sharpness axis; default: a little above the largest
+            sharpness, that of a run counting up to 1.5 times its threshold.
         threshold_name: the threshold's formula.
 
     Raises:
@@ -151,9 +151,11 @@ def plot_runs(
             if run.outcome.status == "diverged" and len(x):
                 bottom.plot(x[-1], sharpness.values[-1], "x", color=ACCENT["light"], markersize=8)
         if sharpness_max is None:
-            measured = max(run.sharpness.values.max(initial=0) for run in ordered) or 1.0
-            reached = [run.threshold for run in ordered if run.crossing is not None]
-            sharpness_max = 1.15 * (max(reached) if reached else measured)
+            # An overshoot at the edge belongs in the picture; the explosion of a run does not.
+            tops = [
+                min(run.sharpness.values.max(initial=0), 1.5 * run.threshold) for run in ordered
+            ]
+            sharpness_max = 1.08 * max(tops) or 1.0
         bottom.set_ylim(0, sharpness_max)
         for run in ordered:
             if run.threshold <= sharpness_max:

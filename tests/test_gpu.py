@@ -1,0 +1,69 @@
+"""The same numbers on a CUDA device; skipped where there is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from eoslib import GradientDescent, Objective, build, digits, every, lanczos, train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def objective(device: str, dtype: str, **options) -> Objective:
+    model = build("fc-tanh", 64, 10, widths=(32, 32), seed=0)
+    return Objective.from_dataset(model, digits(), device=device, dtype=dtype, **options)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-9), ("float32", 1e-4)])
+@pytest.mark.parametrize("chunk_size", [None, 300])
+def test_loss_gradient_products_and_sharpness_agree_with_the_cpu(dtype, rtol, chunk_size):
+    here, there = (objective(d, dtype, chunk_size=chunk_size) for d in ("cpu", "cuda"))
+    theta = here.initial_point
+    v = torch.linspace(-1, 1, here.num_parameters, dtype=theta.dtype)
+    for want, got in (
+        (here.value(theta), there.value(theta)),
+        (here.gradient(theta), there.gradient(theta)),
+        (here.hvp(theta, v), there.hvp(theta, v)),
+    ):
+        assert got.device.type == "cuda"
+        assert float((got.cpu() - want).norm() / want.norm()) < rtol
+    sharpness = [lanczos(o.hessian(theta.to(o.device))).eigenvalue() for o in (here, there)]
+    assert sharpness[0] == pytest.approx(sharpness[1], rel=10 * rtol)
+
+
+def test_training_agrees_with_the_cpu_before_the_edge(tmp_path):
+    runs = [
+        train(objective(d, "float32"), GradientDescent(0.05), num_steps=100,
+              sharpness_schedule=every(15))
+        for d in ("cpu", "cuda")
+    ]  # fmt: skip
+    for name in ("loss", "sharpness"):
+        np.testing.assert_allclose(runs[1][name].values, runs[0][name].values, rtol=1e-3)
+    assert "gpu" in runs[1].provenance
+    runs[1].save(tmp_path / "run.npz")
+
+
+def test_tf32_is_off_where_curvature_is_measured_and_the_switch_acts():
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    a = torch.randn(1024, 1024, device="cuda")
+    exact = a.double() @ a.double()
+    try:
+        switch.fp32_precision = "tf32"
+        coarse = float(((a @ a).double() - exact).norm() / exact.norm())
+        reference = objective("cpu", "float64")
+        theta = reference.initial_point
+        there = objective("cuda", "float32")
+        want = reference.hvp(theta, theta)
+        error = float((there.hvp(theta, theta).cpu().double() - want).norm() / want.norm())
+        assert switch.fp32_precision == "tf32"
+    finally:
+        switch.fp32_precision = before
+    if torch.cuda.get_device_capability() >= (8, 0):
+        assert coarse > 1e-4  # so the switch does something on this device
+    assert error < 1e-5
