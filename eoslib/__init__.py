@@ -11,6 +11,7 @@ from eoslib.data import Dataset, chebyshev, digits, load_dataset
 from eoslib.eigen import EigenResult, EigenStatus, SharpnessTracker, UnconvergedError, lanczos
 from eoslib.linops import SymmetricOperator
 from eoslib.losses import Loss, cross_entropy, square_loss
+from eoslib.measure import sharpness
 from eoslib.objective import Objective
 from eoslib.runs import Outcome, Run, RunFileError, Series
 from eoslib.train import (
@@ -23,7 +24,7 @@ from eoslib.train import (
     loss_below,
     train,
 )
-from eoslib.update_rules import GradientDescent
+from eoslib.update_rules import GradientDescent, Nesterov, Polyak
 
 __all__ = [
     "Dataset",
@@ -32,8 +33,10 @@ __all__ = [
     "GradientDescent",
     "Loss",
     "Measurement",
+    "Nesterov",
     "Objective",
     "Outcome",
+    "Polyak",
     "Run",
     "RunFileError",
     "Series",
@@ -52,6 +55,7 @@ __all__ = [
     "load_dataset",
     "log_spaced",
     "loss_below",
+    "sharpness",
     "square_loss",
     "train",
 ]

@@ -179,10 +179,10 @@ class Run:
         tail = float(np.median(ratio.values[-max(1, len(ratio) // 5) :]))
         start = "started above the edge, " if crossing == ratio.steps[0] else ""
         if tail > 1.3:
-            return f"{start}above it at the end: sharpness {tail:.2f} × 2/η"
+            return f"{start}above it at the end: sharpness {tail:.2f} × threshold"
         if tail < 0.8:
             word = "now below it" if start else "was at the edge, now below it"
-            return f"{start}{word}: sharpness {tail:.2f} × 2/η"
+            return f"{start}{word}: sharpness {tail:.2f} × threshold"
         if start:
             crossing = int(ratio.steps[np.argmax(ratio.values <= 1.1)])
         return f"{start}at the edge since step {crossing:,}"

@@ -218,7 +218,7 @@ class _Recorder:
         self._unconverged = tracker.unconverged
         self._settings = plain_json(settings, "settings") | {
             "optimizer": rule.name,
-            "lr": rule.lr,
+            **rule.settings,
             "threshold": rule.threshold,
             "loss": objective.loss.name,
             "num_steps": num_steps,

@@ -3,6 +3,11 @@ r"""Update rules: how a point becomes the next point. They know vectors, not net
 Every rule knows its own *stability threshold*: the largest curvature a at which it still
 converges on the quadratic ½ a x². For gradient descent :math:`x_{t+1} = (1 - \eta a) x_t`
 converges iff :math:`|1 - \eta a| < 1`, that is :math:`a < 2/\eta` (Cohen et al. 2021, §2).
+
+With momentum the pair (x_t, x_{t-1}) is multiplied by a 2 × 2 matrix. With z = ηa its eigenvalues
+solve r² − (1 + β − z) r + β = 0 (Polyak) or r² − (1 + β)(1 − z) r + β(1 − z) = 0 (Nesterov). As z
+grows, the first to leave the unit circle is r = −1, a flip of period 2 as for gradient descent:
+at z = 2 + 2β (Polyak) and at z = (2 + 2β)/(1 + 2β) (Nesterov).
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["GradientDescent", "UpdateRule"]
+__all__ = ["GradientDescent", "Nesterov", "Polyak", "UpdateRule"]
 
 
 class UpdateRule(Protocol):
@@ -26,6 +31,10 @@ class UpdateRule(Protocol):
     @property
     def lr(self) -> float:
         """Step size η."""
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """Its numbers, ``lr`` among them, for the run record."""
 
     @property
     def threshold(self) -> float:
@@ -79,6 +88,11 @@ class GradientDescent:
         return "gd"
 
     @property
+    def settings(self) -> dict[str, float]:
+        """The step size."""
+        return {"lr": self.lr}
+
+    @property
     def threshold(self) -> float:
         """2/η."""
         return 2 / self.lr
@@ -89,3 +103,82 @@ class GradientDescent:
     def step(self, theta: Tensor, gradient: Tensor, state: None) -> tuple[Tensor, None]:
         """θ − η ∇L(θ)."""
         return theta.sub(gradient, alpha=self.lr), None
+
+
+@dataclass(frozen=True)
+class _Momentum:
+    """What Polyak's and Nesterov's rules share: a velocity v ← βv + ∇L(θ), zero at first.
+
+    Attributes:
+        lr: step size η > 0.
+        beta: momentum β in [0, 1).
+
+    Raises:
+        ValueError: the step size is not a finite number above zero, or β is not in [0, 1).
+    """
+
+    lr: float
+    beta: float
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are no step size or no momentum."""
+        object.__setattr__(self, "lr", checked_step_size(self.lr))
+        if not 0 <= self.beta < 1:
+            raise ValueError(f"the momentum must lie in [0, 1), got {self.beta!r}")
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """Step size and momentum."""
+        return {"lr": self.lr, "beta": self.beta}
+
+    def init(self, theta: Tensor) -> Tensor:
+        """The velocity before the first step, zero."""
+        return theta.new_zeros(theta.shape)
+
+
+@dataclass(frozen=True)
+class Polyak(_Momentum):
+    r"""Gradient descent with Polyak momentum ("heavy ball"), as PyTorch's ``SGD`` computes it.
+
+    .. math:: v_{t+1} = \beta v_t + \nabla L(\theta_t), \qquad
+              \theta_{t+1} = \theta_t - \eta v_{t+1}
+    """
+
+    @property
+    def name(self) -> str:
+        """``"polyak"``."""
+        return "polyak"
+
+    @property
+    def threshold(self) -> float:
+        """(2 + 2β)/η, above that of gradient descent."""
+        return (2 + 2 * self.beta) / self.lr
+
+    def step(self, theta: Tensor, gradient: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The next point and velocity."""
+        velocity = state.mul(self.beta).add_(gradient)
+        return theta.sub(velocity, alpha=self.lr), velocity
+
+
+@dataclass(frozen=True)
+class Nesterov(_Momentum):
+    r"""Gradient descent with Nesterov momentum, as PyTorch's ``SGD`` computes it.
+
+    .. math:: v_{t+1} = \beta v_t + \nabla L(\theta_t), \qquad
+              \theta_{t+1} = \theta_t - \eta (\nabla L(\theta_t) + \beta v_{t+1})
+    """
+
+    @property
+    def name(self) -> str:
+        """``"nesterov"``."""
+        return "nesterov"
+
+    @property
+    def threshold(self) -> float:
+        """(2 + 2β)/((1 + 2β) η), below that of gradient descent."""
+        return (2 + 2 * self.beta) / ((1 + 2 * self.beta) * self.lr)
+
+    def step(self, theta: Tensor, gradient: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The next point and velocity."""
+        velocity = state.mul(self.beta).add_(gradient)
+        return theta.sub(gradient.add(velocity, alpha=self.beta), alpha=self.lr), velocity

@@ -17,7 +17,7 @@ LAYERS = [
     ["losses", "data", "architectures"],
     ["objective", "update_rules", "runs"],
     ["eigen"],
-    ["train"],
+    ["train", "measure"],
     ["plotting", "widgets"],
 ]
 

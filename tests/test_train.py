@@ -11,6 +11,7 @@ from eoslib import (
     GradientDescent,
     Measurement,
     Objective,
+    Polyak,
     SharpnessTracker,
     accuracy_above,
     at_steps,
@@ -88,6 +89,12 @@ def test_each_series_has_its_own_steps_and_is_measured_before_the_step():
     assert run.provenance["num_gradients"] == 21
     assert run.provenance["num_products"] > 0
     assert run.outcome.status == "completed"
+
+
+def test_momentum_is_on_record():
+    run = train(small(), Polyak(0.1, beta=0.5), num_steps=3)
+    recorded = {key: run.settings[key] for key in ("optimizer", "lr", "beta", "threshold")}
+    assert recorded == {"optimizer": "polyak", "lr": 0.1, "beta": 0.5, "threshold": 30.0}
 
 
 def test_divergence_is_an_outcome():
