@@ -90,7 +90,7 @@ test-library: environment  ## run the tests of the library and of the tools
 # while the book is built with as many as there are: the results may not depend on that.
 .PHONY: test-notebooks
 test-notebooks: environment  ## execute the chapters and compare what their check cells print
-	$(call pytest,OMP_NUM_THREADS=2,--nbval --nbval-current-env --nbval-cell-timeout=300 $(CHAPTERS))
+	$(call pytest,OMP_NUM_THREADS=2,--nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=scripts/nbval.cfg $(CHAPTERS))
 
 .PHONY: test-book
 test-book: book  ## build the book, inspect it and try it in a browser

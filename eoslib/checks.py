@@ -1,7 +1,12 @@
 """The vocabulary of check cells: state a claim, compare it with what was measured, fail loudly.
 
-A check prints one line that does not change from run to run and raises when the claim fails, so
-that the plain execution of a chapter fails too, not only the comparison of stored outputs.
+A check prints one line and raises when the claim fails, so that the plain execution of a chapter
+fails too, not only the comparison with stored outputs.
+
+That comparison (nbval) wants the same line on every machine. Before the edge a run is reproducible
+to many digits; at the edge two runs that differ by rounding decorrelate, and only bands survive. So
+a check says which of the two its number is: ``=`` before an exact one, which is compared digit by
+digit, ``≈`` before one that only has to lie in its band (``scripts/nbval.cfg`` masks it).
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ def check(
     low: float = -math.inf,
     high: float = math.inf,
     digits: int = 2,
+    exact: bool = False,
 ) -> None:
     """Print the verdict on ``low ≤ value ≤ high``, and raise when it is not so.
 
@@ -32,7 +38,8 @@ def check(
         value: the measured number; ``None`` when there was nothing to measure, which fails.
         low: smallest value at which the claim holds.
         high: largest value at which the claim holds.
-        digits: decimals printed; choose them coarser than the spread between machines.
+        digits: decimals printed.
+        exact: whether the digits printed are the same on every machine.
 
     Raises:
         ClaimError: the value is missing, is not a number, or lies outside the band.
@@ -49,4 +56,4 @@ def check(
     if not (low <= value <= high and math.isfinite(value)):  # NaN and infinity never hold
         raise ClaimError(f"{claim}: {quantity} = {value:.6g}, expected {band}")
     shown = 0.0 if round(value, digits) == 0 else value  # no "-0.00"
-    print(f"{claim} holds: {quantity} = {shown:.{digits}f}, expected {band}")
+    print(f"{claim} holds: {quantity} {'=' if exact else '≈'} {shown:.{digits}f}, expected {band}")
