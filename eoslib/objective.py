@@ -315,7 +315,7 @@ class Objective:
         return self._checked_point(theta).detach().clone().requires_grad_()
 
     def _split(self, theta: Tensor) -> list[Tensor]:
-        parts = theta.split(self._sizes)
+        parts = theta.split_with_sizes(self._sizes)
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def _forward(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -326,6 +326,9 @@ class Objective:
             return cast(Tensor, self._model(x))
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.chunk_size == self.num_examples:  # the common case, worth a tenth of a small step
+            yield self.inputs, self.targets
+            return
         yield from zip(
             self.inputs.split(self.chunk_size), self.targets.split(self.chunk_size), strict=True
         )
