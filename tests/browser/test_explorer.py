@@ -6,6 +6,7 @@ embeds it, and open it from file:// in a Chromium that has no network.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -622,19 +623,26 @@ def lab(tmp_path: Path) -> Iterator[str]:
 @pytest.mark.lab
 def test_live_training_in_jupyterlab(lab: str, open_page: Callable[..., Any]) -> None:
     """Run the cell, choose a step size, train, watch, stop; then fail; then a typing mistake."""
+    from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
     origin = lab.split("/lab/")[0]
     page = open_page(allow=(origin + "/", origin.replace("http", "ws") + "/"))
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(120_000)
     page.goto(lab)
     cell = page.locator(".jp-Notebook .jp-CodeCell .cm-content").first
     cell.wait_for()
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
-    prompt = page.locator(".jp-Notebook .jp-InputPrompt").first
-    for _ in range(10):  # a cell that is run before the kernel is connected is silently not run
+    # On a cold machine a cell may be run before the kernel or the widget manager is connected, and
+    # is then silently not run or not shown. Do as a person does: run it again.
+    for _ in range(6):
         cell.click()
         page.keyboard.press("Control+Enter")
         page.wait_for_timeout(1000)
-        if prompt.inner_text().strip() != "[ ]:":
+        page.wait_for_function(  # never two runs in the queue: the second would replace the widget
+            "!document.querySelector('.jp-Notebook .jp-InputPrompt').textContent.includes('*')"
+        )
+        with contextlib.suppress(PlaywrightTimeout):
+            page.wait_for_selector(".eos-x .eos-line[d^=M]", state="attached", timeout=20_000)
             break
     page.wait_for_selector(".eos-x .eos-line[d^=M]", state="attached")
     assert page.locator(".eos-origin").inner_text() == "3 runs; train more at any η"
