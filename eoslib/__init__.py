@@ -8,12 +8,29 @@ __version__ = "0.1.0"
 
 from eoslib.architectures import build
 from eoslib.data import Dataset, chebyshev, digits, load_dataset
-from eoslib.eigen import EigenResult, EigenStatus, SharpnessTracker, UnconvergedError, lanczos
+from eoslib.eigen import (
+    EigenResult,
+    EigenStatus,
+    UnconvergedError,
+    lanczos,
+    lanczos_together,
+    power_iteration,
+    scipy_eigsh,
+)
 from eoslib.linops import SymmetricOperator
 from eoslib.losses import Loss, cross_entropy, square_loss
 from eoslib.measure import sharpness
 from eoslib.objective import Objective
+from eoslib.one_step import (
+    critical_sharpness,
+    directional_smoothness,
+    effective_smoothness,
+    relative_progress,
+    sharpness_between,
+)
 from eoslib.runs import Outcome, Run, RunFileError, Series
+from eoslib.spectrum import spectral_density
+from eoslib.tracker import SharpnessTracker
 from eoslib.train import (
     Measurement,
     Snapshot,
@@ -23,6 +40,7 @@ from eoslib.train import (
     log_spaced,
     loss_below,
     train,
+    train_together,
 )
 from eoslib.update_rules import GradientDescent, Nesterov, Polyak
 
@@ -57,5 +75,15 @@ __all__ = [
     "loss_below",
     "sharpness",
     "square_loss",
+    "critical_sharpness",
+    "directional_smoothness",
+    "effective_smoothness",
+    "relative_progress",
+    "sharpness_between",
+    "spectral_density",
+    "lanczos_together",
+    "power_iteration",
+    "scipy_eigsh",
     "train",
+    "train_together",
 ]

@@ -9,38 +9,67 @@ x = Qᵀy with residual r = Hx − θx = Wᵀy − θx. Extend the basis by r an
 vector v this spans the Krylov space of (H, v), so it is the Lanczos method, with full
 reorthogonalisation (no ghost eigenvalues) and with true residuals instead of estimates. When the
 basis is full, it restarts from the leading Ritz vectors (Wu and Simon 2000, "thick restart").
-Because nothing requires the basis to begin as a Krylov space, it may also begin with the
-eigenvectors of the previous training step: that is the warm start.
+Because nothing requires the basis to begin as a Krylov space, it may also begin with a block of
+vectors: several random ones, for several eigenvalues, or the eigenvectors of the previous training
+step, which is the warm start.
 
-**What convergence means.** For a symmetric H some eigenvalue lies within ‖r‖ of θ, and the error
-is of order ‖r‖²/gap when the next eigenvalue is a gap away. A small residual does not say that the
-pair found is the *leading* one: a start vector without any component along the leading
-eigenvector cannot see it. A random start has one; a warm start may lose it, which is why
-`SharpnessTracker` starts from random vectors now and then.
+**What convergence means.** For a symmetric H some eigenvalue lies within ‖r‖ of θ. The error is
+much smaller: if X holds the first c Ritz vectors, R their residuals, and μ bounds the eigenvalues
+of H on the complement of X, then
+
+.. math:: 0 \le \lambda_i - \theta_i \le \frac{\|R\|_F^2}{\theta_i - \mu}, \qquad i \le c
+
+(Kato and Temple's inequality for a cluster; Parlett 1998, §10.5). What is not known is μ. We put
+the next Ritz value θ_{c+1} in its place, or an earlier measurement's if that is larger, take the
+best c, and ask for a quarter of the accuracy wanted.
+
+A small residual does not say that the pair found is the *leading* one: a start vector without any
+component along the leading eigenvector cannot see it. A random start has one; a warm start may lose
+it, which is why `eoslib.tracker.SharpnessTracker` starts from random vectors now and then.
+
+**Several operators at once.** An operator that stands for R matrices is solved in lockstep: every
+array has a leading dimension R, each matrix takes the same decisions as it would alone, and a
+result is taken when its own matrix has converged.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from eoslib.linops import SymmetricOperator
 
-if TYPE_CHECKING:
-    from eoslib.objective import Objective
+__all__ = [
+    "EigenResult",
+    "EigenStatus",
+    "Start",
+    "UnconvergedError",
+    "lanczos",
+    "lanczos_together",
+    "power_iteration",
+    "scipy_eigsh",
+]
 
-__all__ = ["EigenResult", "EigenStatus", "SharpnessTracker", "UnconvergedError", "lanczos"]
+#: The estimate of the error is multiplied by this before it is compared with the accuracy wanted,
+#: because μ in it is itself estimated. See
+#: tests/test_tracker.py for stretches of training that it was chosen on.
+_SAFETY = 4.0
+
+_Array = np.ndarray[Any, np.dtype[np.float64]]
+_Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class EigenStatus(enum.Enum):
     """How a solve ended; the value is the explanation."""
 
-    CONVERGED = "every residual norm is at most rtol × |eigenvalue|, or at rounding level"
-    MAX_PRODUCTS = "out of products before converging; raise max_products or loosen rtol"
+    CONVERGED = "every eigenvalue asked for meets the tolerance, or is at rounding level"
+    MAX_PRODUCTS = "out of products before converging; raise max_products or loosen the tolerance"
     EXHAUSTED = "the basis spans the whole space and residuals remain; is the operator symmetric?"
     NOT_FINITE = "a product was NaN or infinite; has the loss diverged at this point?"
 
@@ -58,18 +87,22 @@ class EigenResult:
             ``smallest_algebraic``.
         vectors: ``(P, k)``, orthonormal columns, column j belonging to ``values[j]``.
         residual_norms: ``(k,)``, ‖H x_j − θ_j x_j‖₂.
+        error_estimates: ``(k,)``, estimated |λ_j − θ_j|; see the module's docstring.
         num_products: products spent.
         status: how the solve ended.
-        subspace: ``(P, j)``, k ≤ j ≤ k + 1: the leading Ritz vectors with one to spare, from which
-            to start a solve for a nearby operator. The spare one is approximate.
+        subspace: ``(P, j)``, k ≤ j ≤ k + 2: the leading Ritz vectors with up to two to spare, from
+            which to start a solve for a nearby operator. The spare ones are approximate.
+        subspace_values: ``(j,)``, their Ritz values.
     """
 
     values: Tensor
     vectors: Tensor
     residual_norms: Tensor
+    error_estimates: Tensor
     num_products: int
     status: EigenStatus
     subspace: Tensor
+    subspace_values: Tensor
 
     def eigenvalue(self, index: int = 0, *, allow_unconverged: bool = False) -> float:
         """The eigenvalue of that index as a number.
@@ -86,16 +119,31 @@ class EigenResult:
         return float(self.values[index])
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a search begins, and what is known of the eigenvalues beyond it.
+
+    Attributes:
+        vectors: ``(P, j)``, finite and not zero.
+        known: ``(m,)`` eigenvalues of a nearby operator, leading first: stand-ins for μ.
+    """
+
+    vectors: Tensor
+    known: Tensor
+
+
 def lanczos(
     operator: SymmetricOperator,
     k: int = 1,
     *,
     which: str = "largest_algebraic",
-    start: Tensor | None = None,
+    start: Tensor | Start | None = None,
     rtol: float = 1e-4,
+    accuracy: float | None = None,
     max_products: int | None = None,
     max_basis: int = 48,
     seed: int = 0,
+    callback: Callable[[EigenResult], None] | None = None,
 ) -> EigenResult:
     """The k leading eigenpairs of a symmetric operator by Lanczos with thick restarts.
 
@@ -109,149 +157,437 @@ def lanczos(
         rtol: a pair has converged when its residual norm is at most rtol × |θ|, or 100 machine
             epsilons times the largest |Ritz value| seen, below which products are rounding. Some
             eigenvalue then lies that close; the error is of order (rtol × |θ|)²/gap.
+        accuracy: if given, a pair has also converged when the estimated relative error of its
+            *eigenvalue* is at most this; much cheaper when the eigenvector is not needed.
         max_products: give up after so many products; default 20·k + 200.
         max_basis: basis size m at which the method restarts (at least 2k + 4).
         seed: seed of the default start vector and of replacements for exhausted directions.
+        callback: called with the result so far after every product from the k-th on.
 
     Returns:
         An `EigenResult`, with an honest status: not converged is said, never hidden.
 
     Raises:
-        ValueError: k, which, rtol, max_products or the start's shape is wrong.
+        ValueError: k, which, a tolerance, max_products or the start's shape is wrong.
 
-    Cost: products dominate; memory 2·max_basis vectors of length P; about 8·m·P flops of vector
-    work a product.
+    Cost: products dominate; memory 2·m vectors of length P for a basis of m, as it grows; about
+    8·m·P flops of vector work a product.
 
-    Source: Lanczos (1950); Parlett (1998), ch. 13; Wu and Simon (2000).
+    Source: Lanczos (1950); Parlett (1998), ch. 10 and 13; Wu and Simon (2000).
     """
-    size = operator.size
-    if not 1 <= k <= size:
-        raise ValueError(f"k must lie in 1..{size} for an operator of size {size}, got {k}")
-    if which not in ("largest_algebraic", "smallest_algebraic"):
-        raise ValueError(
-            f"which={which!r}; use 'largest_algebraic' (the sharpness) or 'smallest_algebraic'"
-        )
-    if not 0 < rtol < 1:
-        raise ValueError(f"rtol must lie in (0, 1), got {rtol}")
-    limit = 20 * k + 200 if max_products is None else max_products
-    if limit < 1:
-        raise ValueError(f"max_products must be at least 1, got {limit}")
-    generator = torch.Generator().manual_seed(seed)
-    basis = _Basis(operator, min(size, max(max_basis, 2 * k + 4)), generator)
-    # More directions than dimensions (or than the basis holds) cannot be orthogonal.
-    queue = _start_vectors(start, k, operator, generator)[: basis.capacity]
-    sign = 1.0 if which == "largest_algebraic" else -1.0
-    queue.reverse()
-    products = 0
-    scale = 0.0
-    while True:
-        if not basis.extend(queue.pop() if queue else basis.fresh_direction()):
-            return _failed(basis, k, products)
-        products += 1
-        if queue and products < limit:
-            continue
-        values, coefficients = basis.ritz_pairs(sign)
-        scale = max(scale, float(values.abs().max()))
-        found = min(k, basis.filled)
-        residuals = basis.residuals(values[:found], coefficients[:, :found])
-        norms = residuals.double().norm(dim=1).cpu()
-        floor = 100 * torch.finfo(operator.dtype).eps * scale
-        open_pairs = norms > (rtol * values[:found].abs()).clamp(min=floor)
-        if found == k and not bool(open_pairs.any()):
-            status = EigenStatus.CONVERGED
-        elif basis.filled == size:
-            status = EigenStatus.EXHAUSTED
-        else:
-            status = EigenStatus.MAX_PRODUCTS
-        if status is not EigenStatus.MAX_PRODUCTS or products >= limit:
-            return EigenResult(
-                values=_padded(values[:found], k),
-                vectors=_padded(basis.ritz_vectors(coefficients[:, :found]), k).T,
-                residual_norms=_padded(norms, k),
-                num_products=products,
-                status=status,
-                subspace=basis.ritz_vectors(coefficients[:, : k + 1]).T,
-            )
-        if basis.filled == basis.capacity:
-            basis.restart(coefficients[:, : max(k + 2, basis.capacity // 3)])
-        # Extend by the residual of the first pair that still needs it; a pair that has converged
-        # to rounding has no direction left to offer, and a random one is taken instead.
-        worst = int(open_pairs.int().argmax())
-        if float(norms[worst]) > 0.01 * floor:
-            queue.append(residuals[worst])
+    if operator.num_runs is not None:
+        raise ValueError("the operator stands for several matrices; use lanczos_together")
+    search = _Search(operator, k, which, rtol, accuracy, max_products, max_basis, seed)
+    return search.run([_as_start(start, operator)], callback)[0]
 
 
-class _Basis:
-    """Orthonormal rows Q, their images W = QH, and the projected matrix T = QHQᵀ."""
+def lanczos_together(
+    operator: SymmetricOperator,
+    k: int = 1,
+    *,
+    which: str = "largest_algebraic",
+    starts: Sequence[Tensor | Start | None] | None = None,
+    rtol: float = 1e-4,
+    accuracy: float | None = None,
+    max_products: int | None = None,
+    max_basis: int = 48,
+    seed: int = 0,
+) -> list[EigenResult]:
+    """`lanczos` for R operators at once, one result each; ``starts`` holds one start for each.
+
+    Cost: as many products, R at a time, as the slowest of them needs.
+    """
+    if operator.num_runs is None:
+        raise ValueError("the operator is a single matrix; use lanczos")
+    if starts is not None and len(starts) != operator.num_runs:
+        raise ValueError(f"expected {operator.num_runs} starts, got {len(starts)}")
+    search = _Search(operator, k, which, rtol, accuracy, max_products, max_basis, seed)
+    given = starts or [None] * operator.num_runs
+    return search.run([_as_start(start, operator) for start in given], None)
+
+
+class _Search:
+    """One run of the method on R operators in lockstep.
+
+    rows: orthonormal bases Q, ``(R, m, P)``; images: W = QH; projected: T = QHQᵀ, ``(R, m, m)``;
+    the first ``filled`` of m are in use.
+    """
 
     def __init__(
-        self, operator: SymmetricOperator, capacity: int, generator: torch.Generator
+        self,
+        operator: SymmetricOperator,
+        k: int,
+        which: str,
+        rtol: float,
+        accuracy: float | None,
+        max_products: int | None,
+        max_basis: int,
+        seed: int,
     ) -> None:
-        shape = (capacity, operator.size)
-        self.operator, self.capacity, self.generator = operator, capacity, generator
-        self.rows = torch.empty(shape, dtype=operator.dtype, device=operator.device)
-        self.images = torch.empty_like(self.rows)
-        self.projected = torch.zeros(capacity, capacity, dtype=torch.float64)
+        size = operator.size
+        if not 1 <= k <= size:
+            raise ValueError(f"k must lie in 1..{size} for an operator of size {size}, got {k}")
+        if which not in ("largest_algebraic", "smallest_algebraic"):
+            raise ValueError(
+                f"which={which!r}; use 'largest_algebraic' (the sharpness) or 'smallest_algebraic'"
+            )
+        for name, value in (("rtol", rtol), ("accuracy", accuracy)):
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{name} must lie in (0, 1), got {value}")
+        self.limit = 20 * k + 200 if max_products is None else max_products
+        if self.limit < 1:
+            raise ValueError(f"max_products must be at least 1, got {self.limit}")
+        self.operator, self.k, self.rtol, self.accuracy = operator, k, rtol, accuracy
+        # Leading means largest for −sign × the smallest: everything below works on sign × H.
+        self.sign = 1.0 if which == "largest_algebraic" else -1.0
+        self.num_runs = operator.num_runs or 1
+        self.capacity = min(size, max(max_basis, 2 * k + 4))
+        self.generator = torch.Generator().manual_seed(seed)
+        # On the CPU the system hands out these pages only as they are written.
+        self.rows, self.images = (
+            torch.empty(
+                self.num_runs, self.capacity, size, dtype=operator.dtype, device=operator.device
+            )
+            for _ in range(2)
+        )
+        self.projected: _Array = np.zeros((self.num_runs, self.capacity, self.capacity))
         self.filled = 0
+        self.products = 0
+        self.results: list[EigenResult | None] = [None] * self.num_runs
 
-    def fresh_direction(self) -> Tensor:
-        return _gaussian(self.operator, self.generator)
+    # -- the loop -------------------------------------------------------------------------------
 
-    def extend(self, vector: Tensor) -> bool:
-        """Add a direction and its product; False when the product is not finite."""
+    def run(
+        self, starts: list[Start | None], callback: Callable[[EigenResult], None] | None
+    ) -> list[EigenResult]:
+        queue, lengths, known = self._queue(starts)
+        candidate = queue[:, 0]
+        scale = np.zeros(self.num_runs)
+        fewest = int(lengths.min())
+        while True:
+            finite = self._extend(candidate)
+            self._settle(~finite, EigenStatus.NOT_FINITE)
+            if self._all_settled():
+                return self._settled()
+            if self.products < min(fewest, self.limit, self.capacity):
+                candidate = queue[:, self.products]
+                continue
+            values, coefficients = self._ritz_pairs()
+            found = min(self.k + 2, self.filled)
+            residuals, norms = self._residuals(values, coefficients, found)
+            scale = np.maximum(scale, np.abs(values).max(axis=1))
+            floor = 100 * torch.finfo(self.operator.dtype).eps * scale[:, None]
+            errors = self._error_estimates(values, norms, known)
+            asked = np.abs(values[:, : self.k])
+            closed = norms[:, : self.k] <= np.maximum(self.rtol * asked, floor)
+            if self.accuracy is not None:
+                closed |= errors * _SAFETY <= self.accuracy * asked
+            # A start is used whole before its matrix may converge: its vectors were put there to
+            # keep an eigenvalue from being missed.
+            ready = self.products >= lengths
+            complete = found >= self.k
+            done = ready & closed.all(axis=1) if complete else np.zeros(self.num_runs, bool)
+            last = np.full(self.num_runs, self.products >= self.limit)
+            spent = np.full(self.num_runs, self.filled == self.operator.size)
+            state = (values, coefficients, norms, errors)
+            if callback is not None:
+                callback(self._result(0, EigenStatus.MAX_PRODUCTS, *state))
+            self._settle(done, EigenStatus.CONVERGED, *state)
+            self._settle(spent, EigenStatus.EXHAUSTED, *state)
+            self._settle(last, EigenStatus.MAX_PRODUCTS, *state)
+            if self._all_settled():
+                return self._settled()
+            candidate = self._next_directions(queue, lengths, residuals, closed, norms, floor)
+            if self.filled == self.capacity:
+                self._restart(coefficients[:, :, : max(self.k + 2, self.capacity // 3)])
+
+    def _queue(self, starts: list[Start | None]) -> tuple[Tensor, _Array, _Array]:
+        """Start vectors ``(R, j, P)``, how many of them are real, and known eigenvalues."""
+        blocks, known = [], []
+        for start in starts:
+            if start is None:
+                draws = [_gaussian(self.operator, self.generator) for _ in range(self.k)]
+                blocks.append(torch.stack(draws))
+                known.append(np.empty(0))
+            else:
+                blocks.append(start.vectors.T)
+                known.append(self.sign * start.known.double().cpu().numpy())
+        lengths = np.array([min(len(block), self.capacity) for block in blocks])
+        queue = self.rows.new_empty(len(blocks), int(lengths.max()), self.operator.size)
+        table = np.full((len(blocks), max(len(values) for values in known)), -np.inf)
+        for index, (block, values) in enumerate(zip(blocks, known, strict=True)):
+            queue[index, : lengths[index]] = block[: lengths[index]]
+            table[index, : len(values)] = values
+        return queue, lengths, table
+
+    def _next_directions(
+        self,
+        queue: Tensor,
+        lengths: _Array,
+        residuals: Tensor,
+        closed: _Array,
+        norms: _Array,
+        floor: _Array,
+    ) -> Tensor:
+        """What extends each basis: its start while that lasts, then the residual of an open pair.
+
+        A pair that has converged to rounding has none to offer; a random direction takes its place.
+        """
+        pairs = closed.argmin(axis=1)  # the first that is open, or 0
+        runs = np.arange(self.num_runs)
+        exhausted = ~(norms[runs, pairs] > 0.01 * floor[:, 0])
+        if (pairs == pairs[0]).all() and not exhausted.any() and self.products >= lengths.max():
+            return residuals[:, int(pairs[0])]
+        directions = []
+        for run in range(self.num_runs):
+            if self.products < lengths[run]:
+                directions.append(queue[run, self.products])
+            elif self.results[run] is None and exhausted[run]:
+                directions.append(_gaussian(self.operator, self.generator))
+            else:
+                directions.append(residuals[run, int(pairs[run])])
+        return torch.stack(directions)
+
+    # -- the basis ------------------------------------------------------------------------------
+
+    def _extend(self, candidate: Tensor) -> _Flags:
+        """Add a direction and its product to every basis; False where a product is not finite."""
+        rows = self._orthonormalised(candidate)
+        shaped = rows if self.operator.num_runs is not None else rows[0]
+        images = self.operator.matvec(shaped).view_as(rows)
+        self.products += 1
         m = self.filled
-        row = self._orthonormalised(vector)
-        image = self.operator.matvec(row)
-        self.rows[m], self.images[m] = row, image
-        column = (self.rows[: m + 1] @ image).double().cpu()
-        if not bool(torch.isfinite(column).all()):
-            return False
-        self.projected[m, : m + 1] = column
-        self.projected[: m + 1, m] = column
+        self.rows[:, m], self.images[:, m] = rows, images
+        overlaps = self.rows[:, : m + 1] @ images[:, :, None]
+        column: _Array = overlaps[:, :, 0].double().cpu().numpy()
+        finite: _Flags = np.isfinite(column.sum(axis=1))
+        column[~finite] = 0
+        self.projected[:, m, : m + 1] = self.projected[:, : m + 1, m] = column
         self.filled = m + 1
-        return True
+        return finite
 
-    def _orthonormalised(self, vector: Tensor) -> Tensor:
-        rows = self.rows[: self.filled]
+    def _orthonormalised(self, vectors: Tensor) -> Tensor:
         for _ in range(10):
-            vector = vector / vector.abs().max()  # squares of tiny numbers would underflow
-            vector = vector / vector.norm()
+            largest = vectors.abs().amax(dim=1, keepdim=True)
+            vectors = vectors / largest  # squares of tiny numbers would underflow
+            vectors = vectors / vectors.norm(dim=1, keepdim=True)
             for _ in range(2):  # "twice is enough" (Parlett 1998, §6.9)
-                vector = vector - (rows @ vector) @ rows
-            left = float(vector.norm())
-            if left > 1e2 * torch.finfo(vector.dtype).eps:
-                vector = vector / left
-                return vector - (rows @ vector) @ rows
-            vector = self.fresh_direction()  # nothing was left: it lay in the span
+                vectors = self._without_basis(vectors)
+            left = vectors.norm(dim=1, keepdim=True)
+            good = left > 1e2 * torch.finfo(vectors.dtype).eps
+            open_runs = [run for run, result in enumerate(self.results) if result is None]
+            flags = good[:, 0].tolist()
+            vectors = self._without_basis(vectors / left)
+            if all(flags[run] for run in open_runs):
+                return vectors
+            vectors = vectors.clone()
+            for run in open_runs:
+                if not flags[run]:  # nothing was left: it lay in the span
+                    vectors[run] = _gaussian(self.operator, self.generator)
         raise RuntimeError(
-            f"no direction orthogonal to {self.filled} vectors of length {rows.shape[1]} found"
+            f"no direction orthogonal to {self.filled} vectors of length {vectors.shape[1]} found"
         )
 
-    def ritz_pairs(self, sign: float) -> tuple[Tensor, Tensor]:
-        """All Ritz values, leading first, and their coefficients in columns, in float64."""
-        small = self.projected[: self.filled, : self.filled]
-        values, coefficients = torch.linalg.eigh(-sign * small)
-        return -sign * values, coefficients
+    def _without_basis(self, vectors: Tensor) -> Tensor:
+        if self.filled == 0:
+            return vectors
+        rows = self.rows[:, : self.filled]
+        overlap = torch.bmm(rows, vectors[:, :, None])
+        return torch.baddbmm(vectors[:, None, :], overlap.mT, rows, alpha=-1)[:, 0]
 
-    def ritz_vectors(self, coefficients: Tensor) -> Tensor:
-        return self._combine(coefficients, self.rows)
+    def _ritz_pairs(self) -> tuple[_Array, _Array]:
+        """Ritz values of sign × H, descending, and their coefficients in columns."""
+        small = self.sign * self.projected[:, : self.filled, : self.filled]
+        values, coefficients = np.linalg.eigh(small)
+        return values[:, ::-1].copy(), coefficients[:, :, ::-1].copy()
 
-    def residuals(self, values: Tensor, coefficients: Tensor) -> Tensor:
-        scaled = values.to(self.rows)[:, None] * self.ritz_vectors(coefficients)
-        return self._combine(coefficients, self.images) - scaled
+    def _residuals(self, values: _Array, coefficients: _Array, found: int) -> tuple[Tensor, _Array]:
+        leading = coefficients[:, :, :found]
+        scaled = self._combine(leading * (self.sign * values[:, None, :found]), self.rows)
+        residuals = self._combine(leading, self.images) - scaled
+        return residuals, residuals.double().norm(dim=2).cpu().numpy()
 
-    def restart(self, coefficients: Tensor) -> None:
+    def _error_estimates(self, values: _Array, norms: _Array, known: _Array) -> _Array:
+        """Kato and Temple's bound for each of the k leading values, with the best c; see above."""
+        best = np.full((self.num_runs, min(self.k, values.shape[1])), np.inf)
+        squares = np.cumsum(norms**2, axis=1)
+        for c in range(1, norms.shape[1] + 1):
+            mu = values[:, c] if c < values.shape[1] else np.full(self.num_runs, -np.inf)
+            if c < known.shape[1]:
+                mu = np.maximum(mu, known[:, c])
+            head = best[:, :c]
+            gap = values[:, : head.shape[1]] - mu[:, None]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                bound = np.where(
+                    (gap > 0) & np.isfinite(gap), squares[:, c - 1, None] / gap, np.inf
+                )
+            np.minimum(head, bound, out=head)
+        return best
+
+    def _restart(self, coefficients: _Array) -> None:
         """Keep the span of the given Ritz vectors only; no product is spent."""
-        keep = coefficients.shape[1]
-        small = coefficients.T @ self.projected[: self.filled, : self.filled] @ coefficients
-        rows, images = self.ritz_vectors(coefficients), self._combine(coefficients, self.images)
-        self.rows[:keep], self.images[:keep] = rows, images
-        self.projected.zero_()
-        self.projected[:keep, :keep] = small
+        keep = coefficients.shape[2]
+        small = self.projected[:, : self.filled, : self.filled]
+        kept = coefficients.transpose(0, 2, 1) @ small @ coefficients
+        for vectors in (self.rows, self.images):
+            vectors[:, :keep] = self._combine(coefficients, vectors)
+        self.projected[:] = 0
+        self.projected[:, :keep, :keep] = kept
         self.filled = keep
 
-    def _combine(self, coefficients: Tensor, vectors: Tensor) -> Tensor:
-        return coefficients.T.to(vectors) @ vectors[: self.filled]
+    def _combine(self, coefficients: _Array, vectors: Tensor) -> Tensor:
+        weights = torch.from_numpy(np.ascontiguousarray(coefficients.transpose(0, 2, 1)))
+        return torch.bmm(weights.to(vectors), vectors[:, : self.filled])
+
+    # -- results --------------------------------------------------------------------------------
+
+    def _settle(self, which: _Flags, status: EigenStatus, *state: Any) -> None:
+        for run in np.flatnonzero(which):
+            if self.results[run] is None:
+                self.results[run] = self._result(int(run), status, *state)
+
+    def _result(self, run: int, status: EigenStatus, *state: Any) -> EigenResult:
+        k = self.k
+        if not state:  # a product was not finite
+            nothing = np.empty((1, 0))
+            values, norms, errors, coefficients = nothing, nothing, nothing, np.empty((1, 0, 0))
+            rows, run = self.rows[:1, :0], 0
+        else:
+            values, coefficients, norms, errors = state
+            rows = self.rows
+        leading = torch.from_numpy(np.ascontiguousarray(coefficients[run, :, : k + 2].T)).to(rows)
+        subspace = leading @ rows[run, : leading.shape[1]]
+        return EigenResult(
+            values=_padded(torch.from_numpy(self.sign * values[run, :k]), k),
+            vectors=_padded(subspace[:k], k).T,
+            residual_norms=_padded(torch.from_numpy(norms[run, :k].copy()), k),
+            error_estimates=_padded(torch.from_numpy(errors[run, :k].copy()), k),
+            num_products=self.products,
+            status=status,
+            subspace=subspace.T,
+            subspace_values=torch.from_numpy(self.sign * values[run, : k + 2]),
+        )
+
+    def _all_settled(self) -> bool:
+        return all(result is not None for result in self.results)
+
+    def _settled(self) -> list[EigenResult]:
+        return [result for result in self.results if result is not None]
+
+
+def power_iteration(
+    operator: SymmetricOperator,
+    *,
+    start: Tensor | None = None,
+    rtol: float = 1e-4,
+    max_products: int = 1000,
+    seed: int = 0,
+    callback: Callable[[EigenResult], None] | None = None,
+) -> EigenResult:
+    """The eigenvalue of largest *magnitude* by power iteration: for teaching, not for measuring.
+
+    x ← Hx/‖Hx‖. It finds the sharpness only where |λ_max| > |λ_min|; the error shrinks by
+    (λ₂/λ₁)² a product, which is slow; and it stops too early where the stop is a small change of
+    the Rayleigh quotient. Here the stop is the residual, as in `lanczos`.
+
+    Args:
+        operator: size P.
+        start: ``(P,)``; default Gaussian, drawn from ``seed``.
+        rtol: converged when ‖Hx − θx‖ ≤ rtol × |θ|.
+        max_products: give up after so many.
+        seed: seed of the default start.
+        callback: called with the result so far after every product.
+
+    Raises:
+        ValueError: the start has the wrong shape, or ``max_products`` is below 1.
+    """
+    if max_products < 1:
+        raise ValueError(f"max_products must be at least 1, got {max_products}")
+    given = _as_start(start, operator)
+    generator = torch.Generator().manual_seed(seed)
+    draw = _gaussian(operator, generator) if given is None else given.vectors[:, 0]
+    vector = draw / draw.norm()
+    for products in range(1, max_products + 1):
+        image = operator.matvec(vector)
+        value = float(vector @ image)
+        norm = float((image - value * vector).norm())
+        if not np.isfinite(norm):
+            status = EigenStatus.NOT_FINITE
+        elif norm <= rtol * abs(value):
+            status = EigenStatus.CONVERGED
+        else:
+            status = EigenStatus.MAX_PRODUCTS
+        result = EigenResult(
+            values=torch.tensor([value], dtype=torch.float64),
+            vectors=vector[:, None],
+            residual_norms=torch.tensor([norm], dtype=torch.float64),
+            error_estimates=torch.tensor([norm], dtype=torch.float64),
+            num_products=products,
+            status=status,
+            subspace=vector[:, None],
+            subspace_values=torch.tensor([value], dtype=torch.float64),
+        )
+        if callback is not None:
+            callback(result)
+        if status is not EigenStatus.MAX_PRODUCTS:
+            break
+        vector = image / image.norm()
+    return result
+
+
+def scipy_eigsh(
+    operator: SymmetricOperator,
+    k: int = 1,
+    *,
+    which: str = "largest_algebraic",
+    tol: float = 1e-6,
+    seed: int = 0,
+) -> EigenResult:
+    """The k leading eigenpairs by SciPy's ``eigsh`` (ARPACK): an independent reference.
+
+    Every product crosses from NumPy to torch and back, and k must be below P.
+
+    Raises:
+        ValueError: k or which is wrong.
+    """
+    from scipy.sparse.linalg import ArpackNoConvergence, eigsh
+
+    codes = {"largest_algebraic": "LA", "smallest_algebraic": "SA"}
+    if which not in codes or not 1 <= k < operator.size:
+        raise ValueError(
+            f"need which in {sorted(codes)} and 1 ≤ k < {operator.size}, got {which!r}, {k}"
+        )
+    before = operator.num_products
+    draw = _gaussian(operator, torch.Generator().manual_seed(seed))
+    status = EigenStatus.CONVERGED
+    try:
+        values, vectors = eigsh(
+            operator.to_scipy(), k=k, which=codes[which], tol=tol, v0=draw.cpu().numpy()
+        )
+    except ArpackNoConvergence as error:
+        values, vectors = error.eigenvalues, error.eigenvectors
+        status = EigenStatus.MAX_PRODUCTS
+    order = np.argsort(values)[:: -1 if which == "largest_algebraic" else 1].copy()
+    columns = torch.from_numpy(vectors[:, order]).to(operator.device, operator.dtype)
+    found = torch.from_numpy(np.asarray(values, dtype=np.float64)[order])
+    spent = operator.num_products - before
+    norms = torch.tensor(
+        [
+            float((operator.matvec(x) - float(v) * x).double().norm())
+            for v, x in zip(found, columns.T, strict=True)
+        ],
+        dtype=torch.float64,
+    )
+    return EigenResult(
+        values=_padded(found, k),
+        vectors=_padded(columns.T, k).T,
+        residual_norms=_padded(norms, k),
+        error_estimates=_padded(norms, k),
+        num_products=spent,
+        status=status,
+        subspace=columns,
+        subspace_values=found,
+    )
 
 
 def _gaussian(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
@@ -260,11 +596,9 @@ def _gaussian(operator: SymmetricOperator, generator: torch.Generator) -> Tensor
     return draw.to(operator.device, operator.dtype)
 
 
-def _start_vectors(
-    start: Tensor | None, k: int, operator: SymmetricOperator, generator: torch.Generator
-) -> list[Tensor]:
-    if start is None:
-        return [_gaussian(operator, generator) for _ in range(k)]
+def _as_start(start: Tensor | Start | None, operator: SymmetricOperator) -> Start | None:
+    if start is None or isinstance(start, Start):
+        return start
     block = start[:, None] if start.ndim == 1 else start
     if block.ndim != 2 or block.shape[0] != operator.size or block.shape[1] < 1:
         raise ValueError(
@@ -272,102 +606,14 @@ def _start_vectors(
             f"got {tuple(start.shape)}"
         )
     block = block.detach().to(operator.device, operator.dtype)
-    vectors = [v for v in block.T if float(v.abs().max()) != 0]
-    if not vectors or not bool(torch.isfinite(block).all()):
+    usable = block[:, block.abs().amax(dim=0) > 0]
+    if usable.shape[1] == 0 or not bool(torch.isfinite(block).all()):
         raise ValueError("start holds no usable vector: all are zero, or some are not finite")
-    return vectors
-
-
-def _failed(basis: _Basis, k: int, products: int) -> EigenResult:
-    nothing = torch.empty(0, dtype=torch.float64)
-    values, norms = _padded(nothing, k), _padded(nothing, k)
-    vectors = _padded(basis.rows[:0], k).T
-    return EigenResult(values, vectors, norms, products + 1, EigenStatus.NOT_FINITE, vectors)
+    return Start(usable, torch.empty(0))
 
 
 def _padded(rows: Tensor, k: int) -> Tensor:
     """Rows up to k, those that were not found being NaN."""
+    if len(rows) == k:
+        return rows
     return torch.cat([rows, rows.new_full((k - len(rows), *rows.shape[1:]), torch.nan)])
-
-
-class SharpnessTracker:
-    """The k largest Hessian eigenvalues along training, each solve started from the last.
-
-    Between two measurements the top eigenvectors turn little, so a search that begins with them
-    needs a few products where a cold one needs dozens. Two things guard against following the
-    wrong eigenvector. The search carries one Ritz vector more than it reports, so that when the
-    next eigenvalue overtakes, it is already there. And every ``cold_every``-th measurement begins
-    with a second search from random vectors alone, because what came up from further below is
-    invisible to a start without any component along it.
-
-    Attributes:
-        last: the last `EigenResult`, or ``None``.
-        num_products: products spent so far.
-        unconverged: how many measurements did not reach ``rtol``; they are recorded as NaN.
-    """
-
-    def __init__(
-        self,
-        objective: Objective,
-        k: int = 1,
-        *,
-        rtol: float = 1e-3,
-        cold_every: int = 10,
-        max_products: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        """Track the k largest eigenvalues of ``objective``; other arguments as in `lanczos`.
-
-        Raises:
-            ValueError: ``cold_every`` is not a positive integer.
-        """
-        if cold_every < 1:
-            raise ValueError(f"cold_every must be at least 1, got {cold_every}")
-        self._objective = objective
-        self.k = min(k, objective.num_parameters)
-        self._rtol = rtol
-        self._cold_every = cold_every
-        self._max_products = max_products
-        self._generator = torch.Generator().manual_seed(seed)
-        self._count = 0
-        self.last: EigenResult | None = None
-        self.num_products = 0
-        self.unconverged = 0
-
-    def solve(self, theta: Tensor) -> EigenResult:
-        """Measure at θ; the result is kept in `last` and starts the next solve."""
-        operator = self._objective.hessian(theta)
-        starts: list[Tensor] = []
-        if self.last is not None and bool(torch.isfinite(self.last.subspace).all()):
-            starts.append(self.last.subspace)
-        if not starts or self._count % self._cold_every == 0:
-            draws = [_gaussian(operator, self._generator) for _ in range(self.k + 1)]
-            # Stricter, because an unlucky draw may converge to the second pair before it sees the
-            # first; and joined to the warm vectors, because the larger of two answers is right.
-            starts.append(self._lanczos(operator, torch.stack(draws, dim=1), 0.1).subspace)
-        result = self._lanczos(operator, torch.cat(starts, dim=1), 1.0)
-        self._count += 1
-        self.num_products += operator.num_products
-        self.unconverged += result.status is not EigenStatus.CONVERGED
-        self.last = result
-        return result
-
-    def _lanczos(
-        self, operator: SymmetricOperator, start: Tensor, strictness: float
-    ) -> EigenResult:
-        if not bool(torch.isfinite(start).all()):  # the cold solve met NaN
-            start = torch.ones_like(start)
-        return lanczos(
-            operator,
-            self.k,
-            start=start,
-            rtol=strictness * self._rtol,
-            max_products=self._max_products,
-        )
-
-    def __call__(self, theta: Tensor) -> Tensor:
-        """The k largest eigenvalues at θ, descending, ``(k,)``; NaN where unconverged."""
-        result = self.solve(theta)
-        if result.status is EigenStatus.CONVERGED:
-            return result.values
-        return torch.full((self.k,), torch.nan, dtype=torch.float64)

@@ -6,8 +6,8 @@ sharpness. The conventions here are those of Cohen et al. (2021):
 * square loss: ½ ‖f(x) − y‖², summed over outputs, averaged over examples;
 * cross-entropy: −log softmax(f(x))_y, averaged over examples.
 
-A `Loss` returns the *sum* over the examples it is given; `eoslib.objective.Objective` divides by
-the number of all examples, which makes uneven chunks exact.
+A `Loss` gives its terms, whose *sum* over the examples is the total; `eoslib.objective.Objective`
+divides by the number of all examples, which makes uneven chunks exact.
 """
 
 from __future__ import annotations
@@ -26,27 +26,32 @@ __all__ = ["LOSSES", "Loss", "accuracy", "cross_entropy", "get_loss", "square_lo
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss summed over examples.
+    """A loss as a sum of terms over examples.
 
     Attributes:
         name: its name in settings and run records.
         label: its name on an axis, with the factor that matters.
-        total: maps outputs ``(n, ...)`` and targets to a 0-d tensor, the sum over the n examples.
+        terms: maps outputs ``(n, ...)`` and targets to a tensor ``(n, ...)`` whose entries sum to
+            the loss of all n examples, row i being the share of example i.
         check: raises ``ValueError`` when outputs and targets do not fit together.
     """
 
     name: str
     label: str
-    total: Callable[[Tensor, Tensor], Tensor]
+    terms: Callable[[Tensor, Tensor], Tensor]
     check: Callable[[Tensor, Tensor], None]
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean loss over the examples of ``outputs`` and ``targets``, as a 0-d tensor."""
-        return self.total(outputs, targets) / outputs.shape[0]
+        return self.terms(outputs, targets).sum() / outputs.shape[0]
+
+    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each example, ``(n,)``."""
+        return self.terms(outputs, targets).reshape(outputs.shape[0], -1).sum(dim=1)
 
 
-def _square_total(outputs: Tensor, targets: Tensor) -> Tensor:
-    return 0.5 * (outputs - targets).square().sum()
+def _square_terms(outputs: Tensor, targets: Tensor) -> Tensor:
+    return 0.5 * (outputs - targets).square()
 
 
 def _check_square(outputs: Tensor, targets: Tensor) -> None:
@@ -63,8 +68,8 @@ def _check_square(outputs: Tensor, targets: Tensor) -> None:
     )
 
 
-def _cross_entropy_total(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(outputs, targets, reduction="sum")
+def _cross_entropy_terms(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, reduction="none")
 
 
 def _check_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
@@ -96,9 +101,9 @@ def _check_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
         )
 
 
-square_loss = Loss("square", "train loss (½ mean squared error)", _square_total, _check_square)
+square_loss = Loss("square", "train loss (½ mean squared error)", _square_terms, _check_square)
 cross_entropy = Loss(
-    "cross_entropy", "train loss (cross-entropy)", _cross_entropy_total, _check_cross_entropy
+    "cross_entropy", "train loss (cross-entropy)", _cross_entropy_terms, _check_cross_entropy
 )
 
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in (square_loss, cross_entropy)}

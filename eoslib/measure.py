@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eoslib.data import Dataset
 from eoslib.eigen import lanczos
+from eoslib.functional_model import BatchNormMode
 from eoslib.losses import Loss
 from eoslib.objective import Objective
 
@@ -21,6 +23,8 @@ def sharpness(
     loss: str | Loss = "square",
     *,
     chunk_size: int | None = None,
+    batch_norm: BatchNormMode | None = None,
+    output: Callable[[Any], Tensor] | None = None,
     rtol: float = 1e-4,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -31,14 +35,16 @@ def sharpness(
               L(\theta) = \frac1n \sum_{i=1}^n \ell(f(x_i; \theta), y_i)
 
     Args:
-        model: see `Objective`; it is not changed. Dropout and batch normalisation must be in
-            evaluation mode (``model.eval()``).
+        model: see `Objective`; it is not changed. Dropout must be off (``model.eval()``).
         data: a `Dataset`, a pair ``(inputs, targets)``, or an iterable of such pairs, such as a
             ``DataLoader``; its batches are joined, so the last one may be smaller.
         loss: ``"square"`` (½, summed over outputs, averaged over examples), ``"cross_entropy"``, or
             a `Loss`.
         chunk_size: examples per pass, to bound the memory.
-        rtol: residual norm at which the eigenvalue has converged, relative to it.
+        batch_norm: whose statistics batch normalisation takes, if the model has any: "full_batch",
+            "ghost" or "running"; see `Objective`.
+        output: takes the tensor of outputs out of what the model returns, if that is an object.
+        rtol: relative accuracy of the eigenvalue.
         device: default: where the model is.
         dtype: default: the model's if that is float32 or float64, else float32.
 
@@ -61,10 +67,13 @@ def sharpness(
         targets,
         loss,
         chunk_size=chunk_size,
+        batch_norm=batch_norm,
+        output=output,
         device=parameters[0].device if device is None else device,
         dtype=dtype,
     )
-    return lanczos(objective.hessian(objective.initial_point), rtol=rtol).eigenvalue()
+    hessian = objective.hessian(objective.initial_point)
+    return lanczos(hessian, rtol=1e-4, accuracy=rtol).eigenvalue()
 
 
 def _joined(

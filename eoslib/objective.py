@@ -3,35 +3,30 @@ r"""The training objective as a function of a flat parameter vector.
 .. math:: L(\theta) = \frac{1}{n} \sum_{i=1}^{n} \ell(f(x_i; \theta), y_i),
           \qquad \theta \in \mathbb{R}^P
 
-This is the one place that knows what a network is. Everything downstream (update rules, flows,
-eigensolvers, recorders) sees a vector and the functions L, ∇L and v ↦ ∇²L v.
+Update rules, flows, eigensolvers and recorders see a vector and the functions L, ∇L, v ↦ ∇²L v;
+what a network is, `eoslib.functional_model` knows.
+
+**Several runs at once.** Every function of θ ``(P,)`` also takes R parameter vectors ``(R, P)`` and
+returns R results. The R losses are independent, so the gradient of their sum holds the R gradients,
+and its Hessian is block diagonal. A small network is bound by the overhead of its operations and
+not by their arithmetic, so R runs cost little more than one.
 """
 
 from __future__ import annotations
 
-import copy
-import threading
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eoslib.data import Dataset
+from eoslib.functional_model import BatchNormMode, FunctionalModel
 from eoslib.linops import SymmetricOperator
 from eoslib.losses import Loss, accuracy, get_loss
 from eoslib.numerics import full_precision, resolve_device, resolve_dtype
 
-__all__ = ["Objective"]
-
-_RANDOM_LAYERS = (
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
+__all__ = ["Hessian", "Objective"]
 
 
 class Objective:
@@ -44,16 +39,20 @@ class Objective:
         loss: the `eoslib.losses.Loss`.
         device: where everything is computed.
         dtype: dtype of θ, gradients and products.
-        num_gradients: gradients computed so far (all chunks together count as one).
-        num_products: Hessian-vector products computed so far.
+        num_gradients: gradients computed so far; all chunks, and all runs at once, count as one.
+        num_products: Hessian-vector products computed so far, counted alike.
 
     The model given is copied: its parameters, buffers, ``.grad`` and mode are never touched.
 
-    Cost, in units of one pass over the data: a gradient is a forward and a backward pass. A
-    Hessian-vector product at a fresh point builds the gradient's graph and differentiates it
-    (Pearlmutter 1994, by double backward): about two gradients. Further products at the same point
-    (`hessian`) share that graph and cost about one gradient each. Memory: the activations of one
-    chunk, or of the whole batch while a Hessian operator of a single-chunk objective is alive.
+    Cost, in units of one gradient (a forward and a backward pass over the data): a Hessian-vector
+    product differentiates the gradient's graph (Pearlmutter 1994, by double backward). The first
+    product at a point costs about two gradients, because the graph must be built. Further products
+    at the point (`hessian`) share the graph and cost about one.
+
+    Memory: a gradient holds the activations of one chunk. A Hessian operator of a single-chunk
+    objective holds, while it lives, the gradient's graph: about three times the activations of the
+    whole batch; a product adds about as much for a moment. With chunks, nothing outlives a chunk
+    and the peak is some six times the activations of one chunk, plus the vectors of length P.
     """
 
     def __init__(
@@ -64,6 +63,8 @@ class Objective:
         loss: str | Loss = "square",
         *,
         chunk_size: int | None = None,
+        batch_norm: BatchNormMode | None = None,
+        output: Callable[[Any], Tensor] | None = None,
         device: str | torch.device | None = "cpu",
         dtype: str | torch.dtype = torch.float32,
     ) -> None:
@@ -77,34 +78,39 @@ class Objective:
             targets: see `eoslib.losses`.
             loss: ``"square"``, ``"cross_entropy"`` or a `Loss`.
             chunk_size: examples per pass; bounds the memory. The result does not depend on it
-                beyond rounding, also when it does not divide n. ``None``: all at once.
+                beyond rounding, also when it does not divide n, except with ghost batches.
+                ``None``: all at once.
+            batch_norm: whose statistics batch-norm layers take; required when there are such
+                layers. ``"full_batch"``: of all n examples, in one pass. ``"ghost"``: of each
+                chunk of ``chunk_size`` examples, the physical batch size of Cohen et al. (2021).
+                ``"running"``: the stored averages, as in ``model.eval()``. These are three
+                different losses. No mode changes the buffers.
+            output: for a model that returns an object: takes out the tensor that the loss needs.
             device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for CUDA where there is one.
             dtype: ``float32`` or ``float64``.
 
         Raises:
             ValueError: no examples; inputs and targets of different length or of shapes that do
-                not fit; NaN or infinite data; a layer that is random or that updates its buffers
-                in training mode; a model without trainable parameters; a bad chunk size, device,
-                dtype or loss name.
+                not fit; NaN or infinite data; a layer that is random; a batch-norm mode that is
+                missing, out of place or at odds with the chunk size; a model that mixes examples,
+                changes its buffers or inputs, or cannot be differentiated twice; no trainable
+                parameters; a bad chunk size, device, dtype or loss name.
         """
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype)
         self.loss = get_loss(loss)
         self.inputs, self.targets = self._checked_data(inputs, targets)
         self.num_examples = self.inputs.shape[0]
-        if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
-            raise ValueError(f"chunk_size must be a positive integer or None, got {chunk_size!r}")
-        self.chunk_size = min(chunk_size or self.num_examples, self.num_examples)
-        _refuse_random_layers(model)
-        self._model = copy.deepcopy(model).to(self.device, self.dtype)
-        self._model.zero_grad(set_to_none=True)
-        self._collect_parameters()
+        self.chunk_size = self._checked_chunk_size(chunk_size, batch_norm)
+        self.model = FunctionalModel(
+            model, batch_norm=batch_norm, output=output, device=self.device, dtype=self.dtype
+        )
+        self.num_parameters = self.model.num_parameters
+        self.initial_point = self.model.initial_point
         self.num_gradients = 0
         self.num_products = 0
-        # Slices of θ sit in the module's slots during a forward pass; a training in a background
-        # thread (the explorer's) must not exchange them under another thread's pass.
-        self._lock = threading.Lock()
-        self._refuse_unfit_model()
+        outputs = self.model.check(next(self._chunks())[0])
+        self.loss.check(outputs[:1].expand(self.num_examples, *outputs.shape[1:]), self.targets)
 
     @classmethod
     def from_dataset(
@@ -116,74 +122,115 @@ class Objective:
     # -- values and derivatives -----------------------------------------------------------------
 
     def value(self, theta: Tensor) -> Tensor:
-        """L(θ) as a 0-d tensor; one forward pass."""
+        """L(θ), 0-d, or ``(R,)``; one forward pass."""
         point = self._checked_point(theta)
-        total = torch.zeros((), dtype=self.dtype, device=self.device)
         with torch.no_grad(), full_precision(self.device):
-            for x, y in self._chunks():
-                total += self.loss.total(self._forward(point, x), y)
-        return total / self.num_examples
+            return self._sum(self._part(point, x, y) for x, y in self._chunks())
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """L(θ), 0-d, and ∇L(θ), ``(P,)``; one forward and one backward pass."""
+        """L(θ), 0-d or ``(R,)``, and ∇L(θ), of θ's shape; one forward and one backward pass."""
         leaf = self._leaf(theta)
-        value = torch.zeros((), dtype=self.dtype, device=self.device)
-        gradient: Tensor | None = None
+        values, gradients = [], []
         with torch.enable_grad(), full_precision(self.device):
             for x, y in self._chunks():
-                part = self._chunk_loss(leaf, x, y)
-                (chunk_gradient,) = torch.autograd.grad(part, leaf)
-                gradient = chunk_gradient if gradient is None else gradient.add_(chunk_gradient)
-                value += part.detach()
-        assert gradient is not None
+                part = self._part(leaf, x, y)
+                gradients.append(_gradient(part, leaf))
+                values.append(part.detach())
+                if len(values) > 1:  # one vector of length P at a time
+                    gradients = [gradients[0].add_(gradients[1])]
         self.num_gradients += 1
-        return value, gradient
+        return self._sum(values), gradients[0]
 
     def gradient(self, theta: Tensor) -> Tensor:
-        """∇L(θ), ``(P,)``."""
+        """∇L(θ), of θ's shape."""
         return self.value_and_gradient(theta)[1]
 
     def hvp(self, theta: Tensor, vector: Tensor) -> Tensor:
         """The Hessian-vector product ∇²L(θ) v, ``(P,)``. For several v at one θ use `hessian`."""
         return self.hessian(theta).matvec(vector)
 
-    def hessian(self, theta: Tensor) -> SymmetricOperator:
-        """The Hessian ∇²L(θ) as an operator whose products share one graph.
+    def hessian(self, theta: Tensor) -> Hessian:
+        """The Hessian ∇²L(θ) as an operator whose products share one graph; see `Hessian`."""
+        return Hessian(self, theta)
 
-        With a single chunk the gradient's graph is built once, here, and kept while the operator
-        lives. With several chunks each product rebuilds it chunk by chunk, so that memory stays
-        bounded by one chunk; such a product costs about two gradients.
+    def gauss_newton(self, theta: Tensor) -> SymmetricOperator:
+        r"""The Gauss-Newton matrix, the Hessian without the curvature of the network itself.
+
+        .. math:: G(\theta) = \frac1n \sum_i J_i^\top \, \nabla^2_f \ell(f_i, y_i) \, J_i,
+                  \qquad J_i = \partial f(x_i; \theta) / \partial \theta
+
+        It is positive semidefinite for a convex loss, and equals the Hessian where the network is
+        linear in θ or fits the data exactly. A product costs about two gradients (J v by
+        differentiating v ↦ Jᵀu twice), plus one for the graph, shared in a single chunk.
+
+        Raises:
+            ValueError: θ has another shape than ``(P,)``.
         """
-        leaf = self._leaf(theta)
-        kept: tuple[Tensor, Tensor] | None = None
+        leaf = self._leaf(theta, several=False)
 
-        def graph(x: Tensor, y: Tensor) -> Tensor:
-            part = self._chunk_loss(leaf, x, y)
-            (chunk_gradient,) = torch.autograd.grad(part, leaf, create_graph=True)
-            return chunk_gradient
+        def linearize(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+            outputs = self.model(leaf, x)
+            if not outputs.requires_grad:
+                return torch.zeros_like
+            detached = outputs.detach().requires_grad_()
+            terms = self.loss.terms(detached, y).sum() / self.num_examples
+            (slope,) = torch.autograd.grad(terms, detached, create_graph=True)
+            dummy = torch.zeros_like(outputs, requires_grad=True)
+            (pulled,) = torch.autograd.grad(
+                outputs, leaf, dummy, create_graph=True, materialize_grads=True
+            )
+
+            def product(vector: Tensor) -> Tensor:
+                (pushed,) = torch.autograd.grad(pulled, dummy, vector, retain_graph=True)
+                bent = _second_backward(slope, detached, pushed)
+                (result,) = torch.autograd.grad(
+                    outputs, leaf, bent, retain_graph=True, materialize_grads=True
+                )
+                return result
+
+            return product
 
         with torch.enable_grad(), full_precision(self.device):
-            if self.chunk_size == self.num_examples:
-                kept = (graph(self.inputs, self.targets), leaf)
+            kept = [linearize(self.inputs, self.targets)] if self._single_chunk else None
 
         def product(vector: Tensor) -> Tensor:
-            result = torch.zeros_like(vector)
             with torch.enable_grad(), full_precision(self.device):
-                if kept is not None:
-                    result = _second_backward(*kept, vector, keep_graph=True)
-                else:
-                    for x, y in self._chunks():
-                        result += _second_backward(graph(x, y), leaf, vector, keep_graph=False)
-            self.num_products += 1
-            return result
+                parts = kept or (linearize(x, y) for x, y in self._chunks())
+                return self._sum(part(vector) for part in parts)
 
         return SymmetricOperator(product, self.num_parameters, dtype=self.dtype, device=self.device)
 
+    def third_derivative(self, theta: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
+        """∇_θ (uᵀ ∇²L(θ) v), ``(P,)``: how the curvature along u (and v, default u) changes with θ.
+
+        For an eigenvector u of the Hessian this is the gradient of its eigenvalue. Cost: about four
+        gradients.
+
+        Raises:
+            ValueError: θ, u or v does not have shape ``(P,)``.
+        """
+        leaf = self._leaf(theta, several=False)
+        u = self._checked_point(u, several=False)
+        v = u if v is None else self._checked_point(v, several=False)
+
+        def part(x: Tensor, y: Tensor) -> Tensor:
+            gradient = _gradient(self._part(leaf, x, y), leaf, create_graph=True)
+            if not gradient.requires_grad:
+                return torch.zeros_like(leaf)
+            (bent,) = torch.autograd.grad(
+                gradient, leaf, v, create_graph=True, materialize_grads=True
+            )
+            return _second_backward(bent, leaf, u)
+
+        with torch.enable_grad(), full_precision(self.device):
+            return self._sum(part(x, y) for x, y in self._chunks())
+
     def outputs(self, theta: Tensor) -> Tensor:
-        """The network's outputs on all examples, ``(n, ...)``."""
+        """The network's outputs on all examples, ``(n, ...)``, or ``(R, n, ...)``."""
         point = self._checked_point(theta)
         with torch.no_grad(), full_precision(self.device):
-            return torch.cat([self._forward(point, x) for x, _ in self._chunks()])
+            parts = [self.model(point, x) for x, _ in self._chunks()]
+            return torch.cat(parts, dim=point.ndim - 1)
 
     def accuracy(self, theta: Tensor) -> float:
         """Share of training examples classified correctly, in [0, 1]; see `losses.accuracy`."""
@@ -191,13 +238,7 @@ class Objective:
 
     def module_at(self, theta: Tensor) -> nn.Module:
         """A fresh copy of the network whose parameters are θ."""
-        module = copy.deepcopy(self._template).to(self.device)
-        parts = dict(zip(self._names, self._split(self._checked_point(theta)), strict=True))
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                if name in parts:
-                    parameter.copy_(parts[name])
-        return module
+        return self.model.module_at(self._checked_point(theta, several=False))
 
     # -- construction ---------------------------------------------------------------------------
 
@@ -224,122 +265,148 @@ class Objective:
             moved.append(tensor.detach().to(self.device, copy=True))
         return moved[0], moved[1]
 
-    def _collect_parameters(self) -> None:
-        """List the trainable parameters, and every slot of the module that holds each of them.
+    def _checked_chunk_size(self, chunk_size: int | None, batch_norm: str | None) -> int:
+        if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
+            raise ValueError(f"chunk_size must be a positive integer or None, got {chunk_size!r}")
+        size = min(chunk_size or self.num_examples, self.num_examples)
+        if batch_norm == "full_batch" and size < self.num_examples:
+            raise ValueError(
+                f'batch_norm="full_batch" needs all {self.num_examples} examples in one pass, but '
+                f'chunk_size is {size}; leave chunk_size out, or take batch_norm="ghost"'
+            )
+        if batch_norm == "ghost" and chunk_size is None:
+            raise ValueError(
+                'batch_norm="ghost" needs chunk_size, the number of examples that share their '
+                "statistics"
+            )
+        return size
 
-        A forward pass needs the module to see slices of θ in place of its parameters. The module is
-        our own copy, so the slices are written straight into its slots; ``torch.func``'s general
-        mechanism does the same and puts the old ones back, which costs a small network a third of
-        its step. A tied parameter has several slots.
-        """
-        slots: dict[int, list[tuple[dict[str, Any], str]]] = {}
-        for module in self._model.modules():
-            for key, parameter in module._parameters.items():
-                if parameter is not None and parameter.requires_grad:
-                    slots.setdefault(id(parameter), []).append((module._parameters, key))
-        named = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
-        if not named:
-            raise ValueError("the model has no trainable parameters (requires_grad=True)")
-        self._names = [name for name, _ in named]
-        self._shapes = [p.shape for _, p in named]
-        self._sizes = [p.numel() for _, p in named]
-        self._slots = [slots[id(p)] for _, p in named]
-        self.num_parameters = sum(self._sizes)
-        self.initial_point = torch.cat([p.detach().reshape(-1) for _, p in named]).clone()
-        self._template = copy.deepcopy(self._model)
-        with torch.no_grad():  # whoever still reads the original parameters will show it
-            for _, parameter in named:
-                parameter.fill_(torch.nan)
+    # -- the pieces of the sum ------------------------------------------------------------------
 
-    def _refuse_unfit_model(self) -> None:
-        """Run the network on one chunk: is it a function of θ and x, example by example?"""
-        x, _ = next(self._chunks())
-        before = x.clone()
-        buffers = [buffer.clone() for buffer in self._model.buffers()]
-        with torch.no_grad():
-            first, second = (self._forward(self.initial_point, x) for _ in range(2))
-        if not isinstance(first, Tensor):
-            raise ValueError(
-                f"the model returned {type(first).__name__}, expected one tensor of outputs; "
-                "wrap it in a module that returns the tensor the loss needs"
-            )
-        if not torch.equal(before, x):
-            raise ValueError(
-                "the model overwrote its inputs; make its first layers work out of place "
-                "(inplace=False)"
-            )
-        with torch.no_grad():
-            if bool(first.isnan().any()) and not bool(self._template(x).isnan().any()):
-                raise ValueError(
-                    "the model reads parameters by a path of its own (a private list of weights?), "
-                    "so slices of a flat vector cannot stand in for them; read them as attributes "
-                    "of their module in forward"
-                )
-        if first.shape[:1] != x.shape[:1]:
-            raise ValueError(
-                f"the model returned outputs of shape {tuple(first.shape)} for {x.shape[0]} "
-                "examples; expected one row per example"
-            )
-        if not torch.allclose(first, second, rtol=1e-4, atol=1e-6, equal_nan=True):
-            raise ValueError(
-                "two passes at the same parameters gave different outputs: the model is random; "
-                "a Hessian needs a deterministic loss. Switch the randomness off (model.eval())"
-            )
-        if any(not torch.equal(a, b) for a, b in zip(buffers, self._model.buffers(), strict=True)):
-            raise ValueError(
-                "a forward pass changed the model's buffers (batch normalisation in training mode "
-                "does); measuring would change what is measured. Call model.eval() first"
-            )
-        half = (len(x) + 1) // 2
-        with torch.no_grad():
-            alone = self._forward(self.initial_point, x[:half])
-        if not torch.allclose(alone, first[:half], rtol=1e-3, atol=1e-5, equal_nan=True):
-            raise ValueError(
-                "an example's output depends on which other examples are beside it (batch "
-                "normalisation with batch statistics?), so the loss is no mean over examples. Call "
-                "model.eval() first"
-            )
-        self.loss.check(first[:1].expand(self.num_examples, *first.shape[1:]), self.targets)
-
-    # -- the model as a function of theta -------------------------------------------------------
-
-    def _checked_point(self, theta: Tensor) -> Tensor:
-        if theta.shape != (self.num_parameters,):
+    def _checked_point(self, theta: Tensor, *, several: bool = True) -> Tensor:
+        if theta.shape[-1:] != (self.num_parameters,) or theta.ndim > (2 if several else 1):
             raise ValueError(
                 f"expected theta of shape ({self.num_parameters},), got {tuple(theta.shape)}"
             )
         return theta.to(self.device, self.dtype)
 
-    def _leaf(self, theta: Tensor) -> Tensor:
+    def _leaf(self, theta: Tensor, *, several: bool = True) -> Tensor:
         # A copy: the operator and the module's slots outlive the caller's next update of theta.
-        return self._checked_point(theta).detach().clone().requires_grad_()
+        return self._checked_point(theta, several=several).detach().clone().requires_grad_()
 
-    def _split(self, theta: Tensor) -> list[Tensor]:
-        parts = theta.split_with_sizes(self._sizes)
-        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
-
-    def _forward(self, theta: Tensor, x: Tensor) -> Tensor:
-        with self._lock:
-            for slots, part in zip(self._slots, self._split(theta), strict=True):
-                for parameters, key in slots:
-                    parameters[key] = part
-            return cast(Tensor, self._model(x))
+    @property
+    def _single_chunk(self) -> bool:
+        return self.chunk_size == self.num_examples
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.chunk_size == self.num_examples:  # the common case, worth a tenth of a small step
+        if self._single_chunk:  # the common case, worth a tenth of a small step
             yield self.inputs, self.targets
             return
         yield from zip(
             self.inputs.split(self.chunk_size), self.targets.split(self.chunk_size), strict=True
         )
 
-    def _chunk_loss(self, leaf: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        part = self.loss.total(self._forward(leaf, x), y) / self.num_examples
+    def _part(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """One chunk's share of L(θ): 0-d, or ``(R,)``."""
+        outputs = self.model(theta, x)
+        if theta.ndim == 1:
+            part = self.loss.terms(outputs, y).sum()
+        else:
+            rows = theta.shape[0]
+            repeated = y.expand(rows, *y.shape).reshape(-1, *y.shape[1:])
+            part = self.loss.terms(outputs.flatten(0, 1), repeated).reshape(rows, -1).sum(dim=1)
+        part = part / self.num_examples
         # A network whose outputs ignore θ has a constant loss: gradient zero, not an error.
-        return part if part.requires_grad else part + 0 * leaf.sum()
+        return part if part.requires_grad or not theta.requires_grad else part + 0 * theta.sum()
+
+    @staticmethod
+    def _sum(parts: Any) -> Tensor:
+        parts = iter(parts)
+        total: Tensor = next(parts)
+        for part in parts:
+            total = total + part
+        return total
 
 
-def _second_backward(gradient: Tensor, leaf: Tensor, vector: Tensor, *, keep_graph: bool) -> Tensor:
+class Hessian(SymmetricOperator):
+    """∇²L(θ) at one θ ``(P,)``, or at R of them ``(R, P)``, as an operator.
+
+    With a single chunk the gradient's graph is built once, when the operator is made, and kept
+    while the operator lives; so L(θ) and ∇L(θ) come with it. With several chunks each product
+    rebuilds the graph chunk by chunk, so that memory stays bounded by one chunk.
+
+    Attributes:
+        value: L(θ), 0-d or ``(R,)``.
+        gradient: ∇L(θ), of θ's shape.
+    """
+
+    def __init__(self, objective: Objective, theta: Tensor) -> None:
+        """Prepare products at θ; one gradient with its graph."""
+        self._objective = objective
+        self._leaf = objective._leaf(theta)
+        self._graph: Tensor | None = None
+        if objective._single_chunk:
+            with torch.enable_grad(), full_precision(objective.device):
+                part = objective._part(self._leaf, objective.inputs, objective.targets)
+                self._graph = _gradient(part, self._leaf, create_graph=True)
+            self.value, self.gradient = part.detach(), self._graph.detach()
+            objective.num_gradients += 1
+        else:
+            self.value, self.gradient = objective.value_and_gradient(theta)
+        super().__init__(
+            self._hessian_product,
+            objective.num_parameters,
+            dtype=objective.dtype,
+            device=objective.device,
+            num_runs=theta.shape[0] if theta.ndim == 2 else None,
+            block_product=self._hessian_block,
+        )
+
+    def _hessian_product(self, vector: Tensor) -> Tensor:
+        objective = self._objective
+        objective.num_products += 1
+        with torch.enable_grad(), full_precision(objective.device):
+            if self._graph is not None:
+                return _second_backward(self._graph, self._leaf, vector)
+            return objective._sum(
+                _second_backward(graph, self._leaf, vector, keep_graph=False)
+                for graph in self._chunk_graphs()
+            )
+
+    def _hessian_block(self, rows: Tensor) -> Tensor:
+        """Products with all rows; with chunks, each chunk's graph is built once for all of them."""
+        objective = self._objective
+        objective.num_products += rows.shape[0]
+        with torch.enable_grad(), full_precision(objective.device):
+            graphs = self._chunk_graphs() if self._graph is None else [self._graph]
+            return objective._sum(self._products_of(graph, rows) for graph in graphs)
+
+    def _products_of(self, graph: Tensor, rows: Tensor) -> Tensor:
+        # A chunk's graph is freed with its last product, before the next chunk's is built.
+        last = None if self._graph is not None else len(rows) - 1
+        products = [
+            _second_backward(graph, self._leaf, row, keep_graph=index != last)
+            for index, row in enumerate(rows)
+        ]
+        return torch.stack(products)
+
+    def _chunk_graphs(self) -> Iterator[Tensor]:
+        for x, y in self._objective._chunks():
+            part = self._objective._part(self._leaf, x, y)
+            yield _gradient(part, self._leaf, create_graph=True)
+
+
+def _gradient(part: Tensor, leaf: Tensor, *, create_graph: bool = False) -> Tensor:
+    """The gradient of a loss, or of each of R independent losses, with respect to its point."""
+    (gradient,) = torch.autograd.grad(
+        part if part.ndim == 0 else part.sum(), leaf, create_graph=create_graph
+    )
+    return gradient
+
+
+def _second_backward(
+    gradient: Tensor, leaf: Tensor, vector: Tensor, *, keep_graph: bool = True
+) -> Tensor:
     """d(gradient · vector)/d(leaf): one Hessian-vector product from a gradient with its graph."""
     if not gradient.requires_grad:  # the loss is linear in theta: its Hessian is zero
         return torch.zeros_like(leaf)
@@ -347,12 +414,3 @@ def _second_backward(gradient: Tensor, leaf: Tensor, vector: Tensor, *, keep_gra
         gradient, leaf, grad_outputs=vector, retain_graph=keep_graph, materialize_grads=True
     )
     return product
-
-
-def _refuse_random_layers(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, _RANDOM_LAYERS) and module.training and module.p > 0:
-            raise ValueError(
-                f"layer {name!r} is {type(module).__name__}(p={module.p}) in training mode: the "
-                "loss would be random and has no Hessian. Call model.eval(), or set p=0"
-            )

@@ -49,6 +49,64 @@ def softmax_regression_hessian(inputs: Tensor, weight: Tensor) -> Tensor:
     return total / inputs.shape[0]
 
 
+def logistic_regression_hessian(inputs: Tensor, weight: Tensor) -> Tensor:
+    """Hessian of mean log(1 + exp(∓wᵀx)), whatever the labels: mean of p(1 − p) xxᵀ."""
+    probability = torch.sigmoid(inputs @ weight)
+    return (inputs.T * (probability * (1 - probability))) @ inputs / len(inputs)
+
+
+def two_layer_linear_hessian(
+    inputs: Tensor, targets: Tensor, first: Tensor, second: Tensor
+) -> Tensor:
+    """Hessian of mean ½‖W₂W₁x − y‖² with respect to W₁ (h×d) and W₂ (k×h), each row by row.
+
+    With Σ = mean xxᵀ and M = W₂W₁Σ − mean yxᵀ the gradients are W₂ᵀM and MW₁ᵀ.
+    """
+    n = len(inputs)
+    second_moment = inputs.T @ inputs / n
+    mixed_moment = second @ first @ second_moment - targets.T @ inputs / n
+    eye = torch.eye(len(second), dtype=inputs.dtype)
+    top = torch.kron(second.T @ second, second_moment)
+    bottom = torch.kron(eye, first @ second_moment @ first.T)
+    # d(W₂ᵀM)_ai / d(W₂)_cb = δ_ab M_ci + (W₂)_ca (W₁Σ)_bi
+    eye = torch.eye(len(first), dtype=inputs.dtype)
+    mixed = torch.einsum("ab,ci->aicb", eye, mixed_moment)
+    mixed = mixed + torch.einsum("ca,bi->aicb", second, first @ second_moment)
+    mixed = mixed.reshape(first.numel(), second.numel())
+    return torch.cat([torch.cat([top, mixed], 1), torch.cat([mixed.T, bottom], 1)])
+
+
+def product_hessian(inputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Hessian of mean ½(w₁w₂…w_L x − y)² with respect to the scalars w."""
+    depth = len(weights)
+
+    def product_without(*left_out: int) -> Tensor:
+        return weights[[i for i in range(depth) if i not in left_out]].prod()
+
+    slopes = torch.stack([product_without(i) for i in range(depth)])
+    bends = torch.stack(
+        [
+            torch.stack([product_without(i, j) * (i != j) for j in range(depth)])
+            for i in range(depth)
+        ]
+    )
+    residual_times_x = ((weights.prod() * inputs - targets) * inputs).mean()
+    return inputs.square().mean() * torch.outer(slopes, slopes) + residual_times_x * bends
+
+
+#: Spectra that eigensolvers get wrong, each the eigenvalues of a symmetric matrix.
+SPECTRA = {
+    "dominant negative": torch.cat([torch.tensor([-50.0]), torch.linspace(0, 5, 39)]).double(),
+    "two clusters": torch.cat([3 + 1e-6 * torch.arange(20), 1e-6 * torch.arange(20)]).double(),
+    "multiplicity": torch.tensor([7.0] * 4 + [1.0] * 30, dtype=torch.float64),
+    "identity": torch.ones(25, dtype=torch.float64),
+    "rank one": torch.tensor([4.0] + [0.0] * 50, dtype=torch.float64),
+    "zero": torch.zeros(30, dtype=torch.float64),
+    "one by one": torch.tensor([-3.0], dtype=torch.float64),
+    "two by two": torch.tensor([1.0, -2.0], dtype=torch.float64),
+}
+
+
 def with_spectrum(eigenvalues: Tensor, seed: int = 0) -> tuple[SymmetricOperator, Tensor]:
     """An operator with these eigenvalues and random orthonormal eigenvectors (columns)."""
     generator = torch.Generator().manual_seed(seed)

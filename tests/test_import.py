@@ -15,8 +15,9 @@ PACKAGE = Path(__file__).parents[1] / "eoslib"
 LAYERS = [
     ["_names", "numerics", "palette", "linops", "checks", "progress"],
     ["losses", "data", "architectures"],
-    ["objective", "update_rules", "runs"],
-    ["eigen"],
+    ["functional_model", "eigen", "update_rules", "runs"],
+    ["objective"],
+    ["tracker", "spectrum", "one_step"],
     ["train", "measure"],
     ["plotting", "widgets"],
 ]

@@ -14,6 +14,7 @@ from torch import nn
 
 from eoslib import Objective, build, chebyshev, digits, lanczos
 from eoslib.architectures import ACTIVATIONS
+from eoslib.eigen import lanczos_together
 from eoslib.numerics import full_precision
 from tests.oracles import (
     dense_hessian,
@@ -122,12 +123,13 @@ def test_hessian_of_a_loss_linear_in_theta_is_zero():
     assert lanczos(objective.hessian(objective.initial_point)).eigenvalue() == 0
 
 
-def test_the_model_is_left_as_it_was_found():
+@pytest.mark.parametrize("mode", ["full_batch", "running"])
+def test_the_model_is_left_as_it_was_found(mode):
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).eval()
     model[0].weight.grad = torch.ones(4, 3)
     before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
-    objective = Objective(model, torch.randn(9, 3), torch.randn(9, 2))
+    objective = Objective(model, torch.randn(9, 3), torch.randn(9, 2), batch_norm=mode)
     rng_after_construction = torch.get_rng_state()
     theta = objective.initial_point + 1
     objective.hvp(theta, theta)
@@ -294,6 +296,215 @@ def test_further_products_at_a_point_share_the_graph():
     assert operator.num_products == objective.num_products == 5
 
 
+def batch_norm_net(dims=1):
+    """A small network with batch normalisation, over images if dims is 2."""
+    torch.manual_seed(0)
+    if dims == 1:
+        return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 2))
+    layers = [nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Softplus(), nn.AvgPool2d(2), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(27, 2))
+
+
+class TestBatchNorm:
+    """Each mode is the loss that its name says, with derivatives and without side effects."""
+
+    @pytest.mark.parametrize("dims", [1, 2])
+    @pytest.mark.parametrize("mode", ["full_batch", "ghost", "running"])
+    def test_value_and_derivatives(self, mode, dims):
+        model = batch_norm_net(dims).double()
+        x = torch.randn(12, 4, dtype=DOUBLE) if dims == 1 else torch.randn(12, 1, 8, 8).double()
+        y = torch.randn(12, 2, dtype=DOUBLE)
+        with torch.no_grad():
+            model(3 * x + 1)  # running averages that differ from the batch's
+        size = {"ghost": 4}.get(mode)
+        objective = Objective(model, x, y, batch_norm=mode, chunk_size=size, dtype=DOUBLE)
+        theta = objective.initial_point
+        reference = copy.deepcopy(model).train(mode != "running")
+        with torch.no_grad():
+            outputs = torch.cat([reference(part) for part in x.split(size or 12)])
+        expected = 0.5 * (outputs - y).square().sum() / 12
+        assert float(objective.value(theta)) == pytest.approx(float(expected), rel=1e-12)
+        step = 1e-5 * torch.randn(len(theta), dtype=DOUBLE)
+        slope = (objective.value(theta + step) - objective.value(theta - step)) / 2
+        assert float(objective.gradient(theta) @ step) == pytest.approx(float(slope), rel=1e-5)
+        bend = (objective.gradient(theta + step) - objective.gradient(theta - step)) / 2
+        assert torch.allclose(objective.hvp(theta, step), bend, rtol=1e-4, atol=1e-10)
+
+    def test_the_three_modes_have_different_sharpnesses(self):
+        x, y = torch.randn(32, 4), torch.randn(32, 2)
+        model = batch_norm_net()
+        model(2 * x + 1)
+        modes = [("full_batch", None), ("ghost", 8), ("running", None)]
+        objectives = [
+            Objective(model, x, y, batch_norm=mode, chunk_size=size, dtype=DOUBLE)
+            for mode, size in modes
+        ]
+        values = [lanczos(o.hessian(o.initial_point)).eigenvalue() for o in objectives]
+        assert min(abs(a - b) for a in values for b in values if a is not b) > 0.01 * max(values)
+        whole = Objective(model, x, y, batch_norm="ghost", chunk_size=32, dtype=DOUBLE)
+        assert lanczos(whole.hessian(whole.initial_point)).eigenvalue() == pytest.approx(values[0])
+
+    def test_buffers_and_mode_of_the_model_given_stay(self):
+        model = batch_norm_net().train()
+        before = copy.deepcopy(model.state_dict())
+        x, y = torch.randn(12, 4), torch.randn(12, 2)
+        for mode in ("full_batch", "running"):
+            objective = Objective(model, x, y, batch_norm=mode)
+            objective.hvp(objective.initial_point, objective.initial_point)
+            returned = objective.module_at(objective.initial_point)
+            assert returned.training
+            for key, value in returned.state_dict().items():
+                assert torch.equal(value, before[key]), key
+        assert model.training
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, before[key]), key
+
+
+class TestSeveralPoints:
+    """R parameter vectors at once give what they give one by one."""
+
+    def points(self, objective, runs=3):
+        torch.manual_seed(1)
+        noise = 0.1 * torch.randn(runs, objective.num_parameters, dtype=DOUBLE)
+        return objective.initial_point + noise
+
+    def objectives(self):
+        data = digits(20)
+        yield small_objective("gelu", "cross_entropy")
+        yield small_objective("tanh", "square", chunk_size=17)
+        model = nn.Sequential(nn.Linear(64, 5, bias=False), nn.Tanh(), nn.LayerNorm(5))  # by vmap
+        yield Objective(model, data.inputs, data.targets[:, :5], dtype=DOUBLE)
+        model = batch_norm_net(2)
+        yield Objective(
+            model, torch.randn(6, 1, 8, 8), torch.randn(6, 2), batch_norm="full_batch", dtype=DOUBLE
+        )
+
+    def test_values_gradients_and_products(self):
+        for objective in self.objectives():
+            points = self.points(objective)
+            values, gradients = objective.value_and_gradient(points)
+            operator = objective.hessian(points)
+            assert operator.num_runs == 3
+            vectors = self.points(objective)
+            products = operator @ vectors
+            outputs = objective.outputs(points)
+            assert torch.allclose(objective.value(points), values)
+            assert torch.allclose(operator.value, values)
+            assert torch.allclose(operator.gradient, gradients)
+            for run, point in enumerate(points):
+                value, gradient = objective.value_and_gradient(point)
+                assert torch.allclose(values[run], value, rtol=1e-12)
+                assert torch.allclose(gradients[run], gradient, rtol=1e-9, atol=1e-12)
+                product = objective.hvp(point, vectors[run])
+                assert torch.allclose(products[run], product, rtol=1e-9, atol=1e-11)
+                assert torch.allclose(outputs[run], objective.outputs(point), rtol=1e-9)
+
+    def test_lanczos_together_is_lanczos(self):
+        for objective in self.objectives():
+            points = self.points(objective)
+            together = lanczos_together(objective.hessian(points), 2, rtol=1e-7)
+            for point, result in zip(points, together, strict=True):
+                alone = lanczos(objective.hessian(point), 2, rtol=1e-7)
+                assert torch.allclose(result.values, alone.values, rtol=1e-6)
+
+    def test_shapes_are_checked(self):
+        objective = small_objective()
+        points = self.points(objective)
+        with pytest.raises(ValueError, match="use lanczos_together"):
+            lanczos(objective.hessian(points))
+        with pytest.raises(ValueError, match="use lanczos"):
+            lanczos_together(objective.hessian(points[0]))
+        with pytest.raises(ValueError, match="theta of shape"):
+            objective.gradient(points[None])
+        with pytest.raises(ValueError, match="theta of shape"):
+            objective.gauss_newton(points)
+
+
+class TestCurvature:
+    @pytest.mark.parametrize("loss", ["square", "cross_entropy"])
+    @pytest.mark.parametrize("chunk_size", [None, 17])
+    def test_gauss_newton_is_its_definition(self, loss, chunk_size):
+        objective = small_objective(loss=loss, chunk_size=chunk_size)
+        theta = objective.initial_point
+        jacobian = torch.autograd.functional.jacobian(
+            lambda t: objective.model(t, objective.inputs), theta
+        )
+        outputs = objective.outputs(theta)
+        n = len(outputs)
+        expected = torch.zeros(len(theta), len(theta), dtype=DOUBLE)
+        for i in range(n):
+            bend = torch.eye(10, dtype=DOUBLE)
+            if loss == "cross_entropy":
+                p = outputs[i].softmax(0)
+                bend = torch.diag(p) - torch.outer(p, p)
+            expected += jacobian[i].T @ bend @ jacobian[i] / n
+        found = objective.gauss_newton(theta).to_dense()
+        assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+        assert float(torch.linalg.eigvalsh(found)[0]) > -1e-12
+
+    @pytest.mark.parametrize("chunk_size", [None, 17])
+    def test_third_derivative_is_the_slope_of_a_curvature(self, chunk_size):
+        objective = small_objective(chunk_size=chunk_size)
+        theta = objective.initial_point
+        torch.manual_seed(2)
+        u, v, w = torch.randn(3, len(theta), dtype=DOUBLE)
+        h = 1e-5
+        curvatures = [float(u @ objective.hvp(theta + s * h * w, v)) for s in (1, -1)]
+        slope = (curvatures[0] - curvatures[1]) / (2 * h)
+        assert float(objective.third_derivative(theta, u, v) @ w) == pytest.approx(slope, rel=1e-6)
+        own = objective.third_derivative(theta, u)
+        assert torch.allclose(own, objective.third_derivative(theta, u, u))
+        with pytest.raises(ValueError, match="of shape"):
+            objective.third_derivative(theta, u[:3])
+
+    def test_third_derivative_of_an_eigenvector_is_its_eigenvalues_gradient(self):
+        objective = small_objective()
+        theta = objective.initial_point
+        top = lanczos(objective.hessian(theta), rtol=1e-9)
+        slope = objective.third_derivative(theta, top.vectors[:, 0])
+        step = 1e-5 * slope / slope.norm()
+        values = [
+            lanczos(objective.hessian(theta + s * step), rtol=1e-9).eigenvalue() for s in (1, -1)
+        ]
+        change = (values[0] - values[1]) / 2
+        assert float(slope @ step) == pytest.approx(change, rel=1e-5)
+
+    @pytest.mark.parametrize("chunk_size", [None, 17])
+    def test_block_products(self, chunk_size):
+        objective = small_objective(chunk_size=chunk_size)
+        operator = objective.hessian(objective.initial_point)
+        block = torch.randn(objective.num_parameters, 3, dtype=DOUBLE)
+        columns = torch.stack([operator @ column for column in block.T], dim=1)
+        before = objective.num_products
+        assert torch.allclose(operator.matmat(block), columns, rtol=1e-10, atol=1e-12)
+        assert objective.num_products == before + 3
+        with pytest.raises(ValueError, match="expected a block"):
+            operator.matmat(block.T)
+
+    def test_a_training_step_shares_the_hessians_graph(self):
+        objective = small_objective()
+        operator = objective.hessian(objective.initial_point)
+        value, gradient = objective.value_and_gradient(objective.initial_point)
+        assert torch.equal(operator.value, value)
+        assert torch.equal(operator.gradient, gradient)
+
+
+def test_attention_is_differentiated_twice():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attend = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attend(x, x, x, need_weights=False)[0]
+
+    objective = Objective(Attention(), torch.randn(3, 5, 4), torch.randn(3, 5, 4), dtype=DOUBLE)
+    theta = objective.initial_point
+    step = 1e-5 * torch.randn(len(theta), dtype=DOUBLE)
+    bend = (objective.gradient(theta + step) - objective.gradient(theta - step)) / 2
+    assert torch.allclose(objective.hvp(theta, step), bend, rtol=1e-4, atol=1e-11)
+
+
 class TestRefusals:
     data = chebyshev(3)
 
@@ -312,8 +523,36 @@ class TestRefusals:
 
     def test_batch_norm_in_training_mode(self):
         model = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
-        with pytest.raises(ValueError, match="changed the model's buffers"):
+        with pytest.raises(ValueError, match="'1' is batch normalisation; say whose statistics"):
             Objective(model, self.data.inputs, self.data.targets)
+        with pytest.raises(ValueError, match="full_batch, ghost, running, got 'batch'"):
+            Objective(model, self.data.inputs, self.data.targets, batch_norm="batch")
+        with pytest.raises(ValueError, match="needs all 20 examples in one pass"):
+            Objective(
+                model, self.data.inputs, self.data.targets, batch_norm="full_batch", chunk_size=5
+            )
+        with pytest.raises(ValueError, match="needs chunk_size"):
+            Objective(model, self.data.inputs, self.data.targets, batch_norm="ghost")
+        with pytest.raises(ValueError, match="has no batch-norm layer"):
+            self.objective(batch_norm="running")
+
+    def test_batch_norm_without_stored_averages(self):
+        model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1, track_running_stats=False))
+        with pytest.raises(ValueError, match="needs stored averages, but layer '1' has none"):
+            Objective(model, self.data.inputs, self.data.targets, batch_norm="running")
+
+    def test_buffers_that_change(self):
+        class Counting(nn.Linear):
+            def __init__(self):
+                super().__init__(1, 1)
+                self.register_buffer("calls", torch.zeros(()))
+
+            def forward(self, x):
+                self.calls += 1
+                return super().forward(x)
+
+        with pytest.raises(ValueError, match="changed the model's buffers"):
+            Objective(Counting(), self.data.inputs, self.data.targets)
 
     def test_other_randomness(self):
         class Noisy(nn.Linear):
@@ -398,9 +637,46 @@ class TestRefusals:
         assert torch.equal(inputs, self.data.inputs)
 
     def test_a_model_that_mixes_examples(self):
-        model = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3, track_running_stats=False))
+        class Centred(nn.Linear):
+            def forward(self, x):
+                outputs = super().forward(x)
+                return outputs - outputs.mean(dim=0)
+
         with pytest.raises(ValueError, match="depends on which other examples"):
-            Objective(model, self.data.inputs, torch.zeros(20, 3))
+            Objective(Centred(1, 3), self.data.inputs, torch.zeros(20, 3))
+
+    def test_a_model_that_cannot_be_differentiated_twice(self):
+        class Once(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x.clone()
+
+            @staticmethod
+            @torch.autograd.function.once_differentiable
+            def backward(ctx, gradient):
+                return gradient
+
+        class Rough(nn.Linear):
+            def forward(self, x):
+                return Once.apply(super().forward(x))
+
+        with pytest.raises(ValueError, match="cannot be differentiated twice"):
+            Objective(Rough(1, 1), self.data.inputs, self.data.targets)
+
+    def test_a_model_that_returns_an_object(self):
+        class Result(dict):
+            pass
+
+        class Wrapped(nn.Linear):
+            def forward(self, x):
+                return Result(logits=super().forward(x))
+
+        with pytest.raises(ValueError, match=r"returned Result, expected one tensor.*pass output="):
+            Objective(Wrapped(1, 1), self.data.inputs, self.data.targets)
+        wrapped = Objective(
+            Wrapped(1, 1), self.data.inputs, self.data.targets, output=lambda r: r["logits"]
+        )
+        assert torch.isfinite(wrapped.gradient(wrapped.initial_point)).all()
 
     def test_a_bad_label_in_a_later_chunk(self):
         data = digits(20)

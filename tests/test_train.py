@@ -73,14 +73,14 @@ def test_each_series_has_its_own_steps_and_is_measured_before_the_step():
         measurements=[
             Measurement("norm", lambda theta: theta.norm(), at_steps([0, 3])),
             Measurement("accuracy", objective.accuracy, every(10)),
-            Measurement("first two", lambda theta: theta[:2], every(20)),
+            Measurement("first two", lambda theta: theta[:2], at_steps([0, 20])),
         ],
     )
     assert run["loss"].steps.tolist() == list(range(21))
     assert run["sharpness"].steps.tolist() == [0, 7, 14]
     assert run["eigenvalues"].values.shape == (3, 2)
     assert run["norm"].steps.tolist() == [0, 3]
-    assert run["accuracy"].steps.tolist() == [0, 10, 20]
+    assert run["accuracy"].steps.tolist() == [0, 11, 20]
     assert run["first two"].values.shape == (2, 2)
     assert run["loss"].values[0] == pytest.approx(float(objective.value(objective.initial_point)))
     assert run["norm"].values[0] == pytest.approx(float(objective.initial_point.norm()))

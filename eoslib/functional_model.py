@@ -1,0 +1,340 @@
+"""A network as a function of a flat parameter vector: f(x; θ) for θ ∈ R^P.
+
+This is the one place that knows what a network is. It works on a copy of the module: slices of θ
+are written into the copy's parameter slots before each pass. ``torch.func``'s general mechanism
+does the same and puts the old parameters back, which costs a small network a third of its step.
+
+For several parameter vectors at once, θ ∈ R^{R×P}, a chain of linear layers and elementwise
+functions lets the leading dimension through and its products become batched ones; any other module
+goes through ``torch.vmap``, which is correct and several times slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["BatchNormMode", "FunctionalModel"]
+
+BatchNormMode = Literal["full_batch", "ghost", "running"]
+
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_RANDOM_LAYERS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+_ELEMENTWISE = (
+    nn.Identity,
+    nn.Tanh,
+    nn.ReLU,
+    nn.ELU,
+    nn.Softplus,
+    nn.Hardtanh,
+    nn.GELU,
+    nn.SiLU,
+    nn.Sigmoid,
+)
+
+
+class FunctionalModel:
+    """f(x; θ), and the names, shapes and initial values of θ's parts.
+
+    Attributes:
+        initial_point: the module's trainable parameters as one vector, ``(P,)``; a copy.
+        num_parameters: P; a tied parameter counts once.
+        mixes_examples: whether an example's output depends on the others in the same pass, which is
+            so for batch normalisation with batch statistics.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        batch_norm: BatchNormMode | None,
+        output: Callable[[Any], Tensor] | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Copy the module; the arguments are those of `Objective`.
+
+        Raises:
+            ValueError: a random layer in training mode, batch normalisation without a mode or a
+                mode without batch normalisation, or no trainable parameters.
+        """
+        _refuse_random_layers(module)
+        self._module = copy.deepcopy(module).to(device, dtype)
+        self._module.zero_grad(set_to_none=True)
+        self._template = copy.deepcopy(self._module)
+        self._output = output
+        self.mixes_examples = _set_batch_norm_mode(self._module, batch_norm)
+        self._collect_parameters()
+        self._fused_attention = False
+        self._chain = _linear_chain(self._module)
+        # Slices of θ sit in the module's slots during a forward pass; a training in a background
+        # thread (the explorer's) must not exchange them under another thread's pass.
+        self._lock = threading.Lock()
+
+    def _collect_parameters(self) -> None:
+        """List the trainable parameters, and every slot of the module that holds each of them."""
+        slots: dict[int, list[tuple[dict[str, Any], str]]] = {}
+        for module in self._module.modules():
+            for key, parameter in module._parameters.items():
+                if parameter is not None and parameter.requires_grad:
+                    slots.setdefault(id(parameter), []).append((module._parameters, key))
+        named = [(name, p) for name, p in self._module.named_parameters() if p.requires_grad]
+        if not named:
+            raise ValueError("the model has no trainable parameters (requires_grad=True)")
+        self._names = [name for name, _ in named]
+        self._shapes = [p.shape for _, p in named]
+        self._sizes = [p.numel() for _, p in named]
+        self._slots = [slots[id(p)] for _, p in named]
+        self.num_parameters = sum(self._sizes)
+        self.initial_point = torch.cat([p.detach().reshape(-1) for _, p in named]).clone()
+        with torch.no_grad():  # whoever still reads the original parameters will show it
+            for _, parameter in named:
+                parameter.fill_(torch.nan)
+
+    def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Outputs ``(m, ...)`` for θ ``(P,)`` and inputs ``(m, ...)``; or ``(R, m, ...)``."""
+        if theta.ndim == 2:
+            return self._at_several_points(theta, x)
+        with self._lock, self._attention():
+            self._fill_slots(self.split(theta))
+            outputs = self._module(x)
+        return outputs if self._output is None else self._output(outputs)
+
+    def split(self, theta: Tensor) -> list[Tensor]:
+        """The parts of θ in the shapes of the parameters; with R rows, ``(R, *shape)`` each."""
+        parts = theta.split_with_sizes(self._sizes, dim=-1)
+        rows = theta.shape[:-1]
+        return [part.view(rows + shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def module_at(self, theta: Tensor) -> nn.Module:
+        """A fresh copy of the module as it was given, with θ for its parameters."""
+        module = copy.deepcopy(self._template)
+        parts = dict(zip(self._names, self.split(theta), strict=True))
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if name in parts:
+                    parameter.copy_(parts[name])
+        return module
+
+    def check(self, x: Tensor) -> Tensor:
+        """Run the network on one chunk: is it a deterministic, smooth function of θ and x?
+
+        Returns:
+            Its outputs at the initial point.
+
+        Raises:
+            ValueError: it is not; the message says why.
+        """
+        before = x.clone()
+        buffers = [buffer.clone() for buffer in self._module.buffers()]
+        theta = self.initial_point
+        with torch.no_grad(), _Operators() as operators:
+            first = self(theta, x)
+        # PyTorch's fused attention cannot be differentiated twice; its plain form can.
+        self._fused_attention = any("attention" in name for name in operators.names)
+        with torch.no_grad():
+            second = self(theta, x)
+        if not isinstance(first, Tensor):
+            raise ValueError(
+                f"the model returned {type(first).__name__}, expected one tensor of outputs; "
+                "pass output=, a function from what the model returns to the tensor the loss "
+                "needs, for instance output=lambda result: result.logits"
+            )
+        if not torch.equal(before, x):
+            raise ValueError(
+                "the model overwrote its inputs; make its first layers work out of place "
+                "(inplace=False)"
+            )
+        if bool(first.isnan().any()) and not self._template_gives_nan(x):
+            raise ValueError(
+                "the model reads parameters by a path of its own (a private list of weights?), "
+                "so slices of a flat vector cannot stand in for them; read them as attributes "
+                "of their module in forward"
+            )
+        if first.shape[:1] != x.shape[:1]:
+            raise ValueError(
+                f"the model returned outputs of shape {tuple(first.shape)} for {x.shape[0]} "
+                "examples; expected one row per example"
+            )
+        if not torch.allclose(first, second, rtol=1e-4, atol=1e-6, equal_nan=True):
+            raise ValueError(
+                "two passes at the same parameters gave different outputs: the model is random; "
+                "a Hessian needs a deterministic loss. Switch the randomness off (model.eval())"
+            )
+        changed = zip(buffers, self._module.buffers(), strict=True)
+        if any(not torch.equal(a, b) for a, b in changed):
+            raise ValueError(
+                "a forward pass changed the model's buffers; measuring would change what is "
+                "measured. Call model.eval() first"
+            )
+        if not self.mixes_examples:
+            self._refuse_mixing(x, first)
+        self._refuse_rough(x)
+        return first
+
+    def _template_gives_nan(self, x: Tensor) -> bool:
+        template = copy.deepcopy(self._template)
+        _set_batch_norm_mode(template, "full_batch" if self.mixes_examples else None, check=False)
+        with torch.no_grad():
+            outputs = template(x)
+        outputs = outputs if self._output is None else self._output(outputs)
+        return bool(outputs.isnan().any())
+
+    def _refuse_mixing(self, x: Tensor, outputs: Tensor) -> None:
+        half = (len(x) + 1) // 2
+        with torch.no_grad():
+            alone = self(self.initial_point, x[:half])
+        if not torch.allclose(alone, outputs[:half], rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise ValueError(
+                "an example's output depends on which other examples are beside it, so the loss "
+                "is no mean over examples. Remove what mixes them (a normalisation over the batch?)"
+            )
+
+    def _refuse_rough(self, x: Tensor) -> None:
+        leaf = self.initial_point.clone().requires_grad_()
+        try:
+            with torch.enable_grad():
+                total = self(leaf, x[:2]).square().sum()
+                if total.requires_grad:
+                    (gradient,) = torch.autograd.grad(total, leaf, create_graph=True)
+                    if gradient.requires_grad:
+                        torch.autograd.grad(gradient.sum(), leaf)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the model cannot be differentiated twice: {error}. Replace the operation named "
+                "(activation checkpointing and fused kernels are common causes)"
+            ) from error
+
+    def _fill_slots(self, parts: list[Tensor]) -> None:
+        for slots, part in zip(self._slots, parts, strict=True):
+            for parameters, key in slots:
+                parameters[key] = part
+
+    def _attention(self) -> contextlib.AbstractContextManager[None]:
+        if self._fused_attention:
+            return sdpa_kernel(SDPBackend.MATH)
+        return contextlib.nullcontext()
+
+    # -- several parameter vectors at once ------------------------------------------------------
+
+    def _at_several_points(self, theta: Tensor, x: Tensor) -> Tensor:
+        if self._chain is None or x.ndim != 2:
+            return torch.vmap(self, in_dims=(0, None))(theta, x)
+        parts = dict(zip(self._names, self.split(theta), strict=True))
+        hidden = x.expand(theta.shape[0], *x.shape)
+        for layer, weight, bias in self._chain:
+            if isinstance(layer, nn.Linear):
+                hidden = _linear(hidden, parts[weight], parts.get(bias))
+            else:
+                hidden = layer(hidden)
+        return hidden if self._output is None else torch.vmap(self._output)(hidden)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is None:
+        return torch.bmm(x, weight.mT)
+    return torch.baddbmm(bias[:, None, :], x, weight.mT)
+
+
+def _linear_chain(module: nn.Module) -> list[tuple[nn.Module, str, str]] | None:
+    """The layers of a chain of linear layers and elementwise functions, with parameter names.
+
+    ``None`` for any other module, and for one with frozen or shared parameters.
+    """
+    if type(module) is not nn.Sequential:
+        return None
+    chain: list[tuple[nn.Module, str, str]] = []
+    for name, layer in module.named_children():
+        if type(layer) is nn.Linear:
+            if not all(parameter.requires_grad for parameter in layer.parameters()):
+                return None
+            chain.append((layer, f"{name}.weight", f"{name}.bias"))
+        elif type(layer) in _ELEMENTWISE:
+            chain.append((layer, "", ""))
+        elif not (type(layer) is nn.Flatten and not chain):  # inputs are flat already
+            return None
+    weights = [layer.weight for layer, *_ in chain if isinstance(layer, nn.Linear)]
+    return chain if len({id(weight) for weight in weights}) == len(weights) else None
+
+
+class _Operators(TorchDispatchMode):
+    """Records the names of the operators called."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _named_batch_norms(module: nn.Module) -> Iterator[tuple[str, nn.modules.batchnorm._BatchNorm]]:
+    for name, layer in module.named_modules():
+        if isinstance(layer, _BATCH_NORM):
+            yield name, layer
+
+
+def _set_batch_norm_mode(
+    module: nn.Module, mode: BatchNormMode | None, *, check: bool = True
+) -> bool:
+    """Bring every batch-norm layer of a module of our own into the mode; see `Objective`.
+
+    Returns:
+        Whether the outputs now depend on the batch's statistics.
+    """
+    layers = dict(_named_batch_norms(module))
+    if check and mode is None and layers:
+        raise ValueError(
+            f"layer {next(iter(layers))!r} is batch normalisation; say whose statistics it takes: "
+            'batch_norm="full_batch" (all examples, as in full-batch training), "ghost" (each '
+            'chunk of chunk_size examples) or "running" (the stored averages, as in model.eval()). '
+            "They give different losses and different sharpnesses"
+        )
+    if check and mode is not None:
+        if mode not in get_args(BatchNormMode):
+            raise ValueError(
+                f"batch_norm must be one of {', '.join(get_args(BatchNormMode))}, got {mode!r}"
+            )
+        if not layers:
+            raise ValueError(
+                f"batch_norm={mode!r} was given, but the model has no batch-norm layer"
+            )
+    for name, layer in layers.items():
+        if mode == "running":
+            if layer.running_mean is None:
+                raise ValueError(
+                    f'batch_norm="running" needs stored averages, but layer {name!r} has none '
+                    '(track_running_stats=False); use "full_batch" or "ghost"'
+                )
+            layer.eval()
+        elif mode is not None:
+            # Without running statistics a layer takes the batch's, and has nothing to update.
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    return bool(layers) and mode != "running"
+
+
+def _refuse_random_layers(module: nn.Module) -> None:
+    for name, layer in module.named_modules():
+        if isinstance(layer, _RANDOM_LAYERS) and layer.training and layer.p > 0:
+            raise ValueError(
+                f"layer {name!r} is {type(layer).__name__}(p={layer.p}) in training mode: the "
+                "loss would be random and has no Hessian. Call model.eval(), or set p=0"
+            )
