@@ -61,6 +61,9 @@ __all__ = [
 #: tests/test_tracker.py for stretches of training that it was chosen on.
 _SAFETY = 4.0
 
+#: A basis and its images restart before they take more memory than this.
+_BASIS_BYTES = 2**30
+
 _Array = np.ndarray[Any, np.dtype[np.float64]]
 _Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -141,7 +144,7 @@ def lanczos(
     rtol: float = 1e-4,
     accuracy: float | None = None,
     max_products: int | None = None,
-    max_basis: int = 48,
+    max_basis: int | None = None,
     seed: int = 0,
     callback: Callable[[EigenResult], None] | None = None,
 ) -> EigenResult:
@@ -160,7 +163,8 @@ def lanczos(
         accuracy: if given, a pair has also converged when the estimated relative error of its
             *eigenvalue* is at most this; much cheaper when the eigenvector is not needed.
         max_products: give up after so many products; default 20·k + 200.
-        max_basis: basis size m at which the method restarts (at least 2k + 4).
+        max_basis: basis size m at which the method restarts; at least 2k + 4. Default: 48, or as
+            many as fit into 1 GiB.
         seed: seed of the default start vector and of replacements for exhausted directions.
         callback: called with the result so far after every product from the k-th on.
 
@@ -190,7 +194,7 @@ def lanczos_together(
     rtol: float = 1e-4,
     accuracy: float | None = None,
     max_products: int | None = None,
-    max_basis: int = 48,
+    max_basis: int | None = None,
     seed: int = 0,
 ) -> list[EigenResult]:
     """`lanczos` for R operators at once, one result each; ``starts`` holds one start for each.
@@ -221,7 +225,7 @@ class _Search:
         rtol: float,
         accuracy: float | None,
         max_products: int | None,
-        max_basis: int,
+        max_basis: int | None,
         seed: int,
     ) -> None:
         size = operator.size
@@ -241,6 +245,9 @@ class _Search:
         # Leading means largest for −sign × the smallest: everything below works on sign × H.
         self.sign = 1.0 if which == "largest_algebraic" else -1.0
         self.num_runs = operator.num_runs or 1
+        if max_basis is None:
+            pair = 2 * self.num_runs * size * torch.finfo(operator.dtype).bits // 8
+            max_basis = min(48, _BASIS_BYTES // pair)
         self.capacity = min(size, max(max_basis, 2 * k + 4))
         self.generator = torch.Generator().manual_seed(seed)
         # On the CPU the system hands out these pages only as they are written.

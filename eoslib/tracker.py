@@ -51,7 +51,8 @@ class SharpnessTracker:
     """The k largest Hessian eigenvalues along training, each search started from an earlier one.
 
     Attributes:
-        k: how many eigenvalues.
+        k: how many eigenvalues are tracked now.
+        max_k: how many are reported; those beyond k as NaN.
         last: the last `EigenResult`, or ``None``; with several runs, a list of them.
         num_products: products spent so far; a product for several runs at once counts once.
         unconverged: how many measurements did not converge; they are recorded as NaN.
@@ -64,6 +65,8 @@ class SharpnessTracker:
         *,
         rtol: float = 1e-3,
         cold_every: int = 50,
+        grow_above: float | None = None,
+        max_k: int | None = None,
         max_products: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -74,16 +77,26 @@ class SharpnessTracker:
             k: how many.
             rtol: relative accuracy of each eigenvalue.
             cold_every: every so many measurements search from random vectors too.
+            grow_above: track one eigenvalue more from the next measurement on whenever the smallest
+                one tracked is above this, for instance above 1.5/η; at most ``max_k``.
+            max_k: how many to report; needed with ``grow_above``, and equal to k without.
             max_products: per search; see `lanczos`.
             seed: seed of the random vectors.
 
         Raises:
-            ValueError: ``cold_every`` is not a positive integer.
+            ValueError: ``cold_every`` is not a positive integer, or one of ``grow_above`` and
+                ``max_k`` is given without the other, or ``max_k`` is below k.
         """
         if cold_every < 1:
             raise ValueError(f"cold_every must be at least 1, got {cold_every}")
+        if (grow_above is None) != (max_k is None):
+            raise ValueError("grow_above and max_k belong together; give both or neither")
+        if max_k is not None and max_k < k:
+            raise ValueError(f"max_k must be at least k = {k}, got {max_k}")
         self._objective = objective
         self.k = min(k, objective.num_parameters)
+        self.max_k = min(max_k or k, objective.num_parameters)
+        self._grow_above = torch.inf if grow_above is None else grow_above
         self._rtol = rtol
         self._cold_every = cold_every
         self._max_products = max_products
@@ -95,7 +108,7 @@ class SharpnessTracker:
         self.unconverged = 0
 
     def __call__(self, theta: Tensor, hessian: Hessian | None = None) -> Tensor:
-        """The k largest eigenvalues at θ, descending; NaN where the search did not converge.
+        """The largest eigenvalues at θ, descending; NaN where the search did not converge.
 
         Args:
             theta: ``(P,)``, or ``(R, P)`` for R runs.
@@ -103,7 +116,7 @@ class SharpnessTracker:
                 has: it holds the gradient's graph.
 
         Returns:
-            ``(k,)``, or ``(R, k)``, float64.
+            ``(max_k,)``, or ``(R, max_k)``, float64.
         """
         results = self.solve(theta, hessian)
         if isinstance(results, EigenResult):
@@ -130,6 +143,9 @@ class SharpnessTracker:
             self.unconverged += result.status is not EigenStatus.CONVERGED
         self._count += 1
         self.num_products += operator.num_products - before
+        smallest = [float(result.values[-1]) for result in results]
+        if self.k < self.max_k and any(value > self._grow_above for value in smallest):
+            self.k += 1
         self.last = results if theta.ndim == 2 else results[0]
         return self.last
 
@@ -139,9 +155,10 @@ class SharpnessTracker:
             self._memories = [self._memories[run] for run in runs]
 
     def _values(self, result: EigenResult) -> Tensor:
+        values = torch.full((self.max_k,), torch.nan, dtype=torch.float64)
         if result.status is EigenStatus.CONVERGED:
-            return result.values
-        return torch.full((self.k,), torch.nan, dtype=torch.float64)
+            values[: len(result.values)] = result.values
+        return values
 
     def _search(
         self, operator: SymmetricOperator, starts: list[Start | None], accuracy: float

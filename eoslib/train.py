@@ -149,7 +149,7 @@ def train(
         num_steps: updates to make, ≥ 1; steps 0..num_steps are measured.
         theta: where to start, ``(P,)``.
         sharpness: the tracker; default tracks one eigenvalue to a relative accuracy of 1e-3.
-            Recorded as ``sharpness`` ``(m,)``, and with k > 1 also as ``eigenvalues`` ``(m, k)``.
+            Recorded as ``sharpness`` ``(m,)``, and when it reports several also as ``eigenvalues`` ``(m, k)``.
         sharpness_schedule: when to measure it; default every 5 steps.
         measurements: further quantities.
         stop: stop rules, asked after the measurements of each step; the first that answers ends
@@ -313,7 +313,7 @@ class _Loop:
                 eigenvalues = _unstacked(self.tracker(points, hessian), 1)
                 for progress, row in zip(active, eigenvalues, strict=True):
                     progress.record.add("sharpness", step, row[0])
-                    if self.tracker.k > 1:
+                    if self.tracker.max_k > 1:
                         progress.record.add("eigenvalues", step, row)
             return active, losses, _unstacked(gradients, 1)
         return [], [], []

@@ -11,18 +11,11 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from eoslib import (
     EigenStatus,
-    GradientDescent,
-    Objective,
-    SharpnessTracker,
     SymmetricOperator,
     UnconvergedError,
-    build,
-    chebyshev,
-    every,
     lanczos,
-    train,
 )
-from tests.oracles import dense_hessian, with_spectrum
+from tests.oracles import with_spectrum
 
 DOUBLE = torch.float64
 
@@ -178,79 +171,3 @@ def test_dense_matrices_must_be_symmetric():
         SymmetricOperator.from_dense(torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
     with pytest.raises(ValueError, match="square matrix"):
         SymmetricOperator.from_dense(torch.zeros(2, 3))
-
-
-def test_the_tracker_follows_the_dense_hessian_along_training():
-    data = chebyshev(4)
-    model = build("fc-tanh", 1, 1, widths=(8, 8))
-    objective = Objective.from_dataset(model, data, dtype=DOUBLE)
-    exact: list[list[float]] = []
-
-    class Watched(SharpnessTracker):
-        def solve(self, theta, hessian=None):
-            eigenvalues = torch.linalg.eigvalsh(dense_hessian(objective, theta))
-            exact.append(eigenvalues.flip(0)[:2].tolist())
-            return super().solve(theta, hessian)
-
-    tracker = Watched(objective, 2)
-    run = train(
-        objective,
-        GradientDescent(0.3),
-        num_steps=400,
-        sharpness=tracker,
-        sharpness_schedule=every(11),
-    )
-    np.testing.assert_allclose(run["eigenvalues"].values, exact, rtol=1e-3, atol=1e-3)
-    np.testing.assert_array_equal(run["sharpness"].values, run["eigenvalues"].values[:, 0])
-    assert tracker.unconverged == 0
-    assert tracker.num_products < 8 * len(exact)
-
-
-class _Wells(torch.nn.Module):
-    """Uncoupled directions, ½ (w_i²)² each: along w_i the curvature is 6 w_i²."""
-
-    def __init__(self, size):
-        super().__init__()
-        self.w = torch.nn.Parameter(torch.zeros(size))
-
-    def forward(self, x):
-        return (self.w**2).expand(len(x), -1)
-
-
-@pytest.mark.parametrize("new_top", [7.0, 200.0])
-def test_the_tracker_finds_a_top_eigenvector_it_had_lost(new_top):
-    # Another direction becomes the sharpest while the warm start knows nothing of it.
-    objective = Objective(_Wells(500), torch.zeros(2, 1), torch.zeros(2, 500), dtype=DOUBLE)
-    tracker = SharpnessTracker(objective, cold_every=3)
-    before = torch.zeros(500, dtype=DOUBLE)
-    before[0] = 1
-    after = before.clone()
-    after[1] = (new_top / 6) ** 0.5
-    assert float(tracker(before)[0]) == pytest.approx(6)
-    for memory in tracker._memories[0]:
-        memory.vectors[1] = 0
-    seen = [float(tracker(after)[0]) for _ in range(4)]
-    assert seen[0] == pytest.approx(6)  # so a warm start alone cannot see it
-    assert seen[2:] == pytest.approx([new_top, new_top], rel=1e-3)
-    with pytest.raises(ValueError, match="cold_every must be at least 1"):
-        SharpnessTracker(objective, cold_every=0)
-
-
-def test_the_tracker_follows_the_larger_of_two_eigenvalues_that_cross():
-    # curvatures 6 w_i² again: the second grows past the first, a little at a time
-    objective = Objective(_Wells(50), torch.zeros(2, 1), torch.zeros(2, 50), dtype=DOUBLE)
-    tracker = SharpnessTracker(objective, cold_every=10**6)
-    theta = torch.zeros(50, dtype=DOUBLE)
-    theta[0] = 1
-    for square in np.linspace(0.5, 1.5, 60):
-        theta[1] = square**0.5
-        assert float(tracker(theta)[0]) == pytest.approx(6 * max(1, square), rel=1e-3)
-
-
-def test_unconverged_measurements_are_recorded_as_missing():
-    objective = Objective.from_dataset(
-        build("fc-tanh", 1, 1, widths=(8, 8)), chebyshev(4), dtype=DOUBLE
-    )
-    tracker = SharpnessTracker(objective, rtol=1e-11, max_products=2)
-    assert torch.isnan(tracker(objective.initial_point)).all()
-    assert tracker.unconverged == 1

@@ -22,6 +22,7 @@ from eoslib import (
     log_spaced,
     loss_below,
     train,
+    train_together,
 )
 
 DOUBLE = torch.float64
@@ -229,3 +230,56 @@ def test_the_edge_of_stability_on_chebyshev(seed):
     assert run.crossing is not None
     assert 0.95 < np.median(run.sharpness_ratio.since(run.crossing + 200).values) < 1.1
     assert run["loss"].values[-1] < 0.5 * run["loss"].values[run.crossing]
+
+
+def test_even_intervals_see_both_sides_of_a_period_of_two():
+    assert [step for step in range(100) if every(20)(step)] == [0, 21, 40, 61, 80]
+    assert [step for step in range(13) if every(2)(step)] == [0, 3, 4, 7, 8, 11, 12]
+    assert [step for step in range(12) if every(5)(step)] == [0, 5, 10]
+    assert all(every(1)(step) for step in range(5))
+
+
+class TestTogether:
+    rules = (GradientDescent(0.05), GradientDescent(0.2), Polyak(0.05, beta=0.9))
+
+    def both(self, objective, rules, **options):
+        alone = [train(objective, rule, **options) for rule in rules]
+        return alone, train_together(objective, rules, **options)
+
+    @pytest.mark.parametrize("loss", ["square", "cross_entropy"])
+    def test_each_run_is_what_it_is_alone(self, loss):
+        objective = small(loss)
+        alone, together = self.both(objective, self.rules, num_steps=40)
+        for one, other in zip(alone, together, strict=True):
+            assert other.settings == one.settings
+            assert other.outcome == one.outcome
+            np.testing.assert_allclose(other["loss"].values, one["loss"].values, rtol=1e-9)
+            np.testing.assert_array_equal(other["sharpness"].steps, one["sharpness"].steps)
+            np.testing.assert_allclose(other["sharpness"].values, one["sharpness"].values, 1e-5)
+            np.testing.assert_allclose(other.final_point, one.final_point, rtol=1e-8, atol=1e-10)
+        assert [run.provenance["runs_together"] for run in together] == [3, 3, 3]
+
+    def test_runs_that_end_make_room(self):
+        rules = [GradientDescent(lr) for lr in (0.1, 1e4, 0.2, 0.001)]
+        goal = loss_below(0.3)
+        alone, together = self.both(small(), rules, num_steps=200, stop=[goal])
+        statuses = [run.outcome.status for run in together]
+        assert statuses == ["goal reached", "diverged", "goal reached", "completed"]
+        for one, other in zip(alone, together, strict=True):
+            assert other.outcome == one.outcome
+            np.testing.assert_allclose(other["loss"].values, one["loss"].values, rtol=1e-6)
+            assert other["loss"].steps[-1] == one["loss"].steps[-1]
+
+    def test_a_report_stops_one_run(self):
+        (fast,) = train_together(small(), [self.rules[1]], num_steps=3)
+
+        def report(now):
+            return now.step == 3 and now.loss == pytest.approx(fast["loss"].values[3], rel=1e-9)
+
+        together = train_together(small(), self.rules, num_steps=5, report=report)
+        assert [run.outcome.status for run in together] == ["completed", "stopped", "completed"]
+        assert [len(run["loss"].steps) for run in together] == [6, 4, 6]
+
+    def test_no_rule(self):
+        with pytest.raises(ValueError, match="no update rule"):
+            train_together(small(), [], num_steps=3)

@@ -1,0 +1,196 @@
+"""The tracker: as accurate as it says, cheap, and not to be led astray."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from eoslib import (
+    GradientDescent,
+    Objective,
+    SharpnessTracker,
+    build,
+    chebyshev,
+    digits,
+    every,
+    lanczos,
+    train,
+)
+from tests.oracles import dense_hessian
+
+DOUBLE = torch.float64
+
+#: Problem, step size, steps before the stretch: training at or near the edge of stability.
+STRETCHES = {
+    "chebyshev": (0.3, 600),
+    "digits": (0.2, 150),
+    "digits, wild": (0.5, 100),
+    "digits, cross-entropy": (0.5, 200),
+}
+
+
+def objective_of(name):
+    if name == "chebyshev":
+        model = build("fc-tanh", 1, 1, widths=(12, 12), seed=1, init="lecun")
+        return Objective.from_dataset(model, chebyshev(4))
+    model = build("fc-tanh", 64, 10, widths=(16, 16))
+    loss = "cross_entropy" if "entropy" in name else "square"
+    data = digits(120, redrawn_labels=0.2) if "entropy" in name else digits(120)
+    return Objective.from_dataset(model, data, loss)
+
+
+@pytest.mark.parametrize("stride", [1, 5])
+@pytest.mark.parametrize("name", STRETCHES)
+def test_every_measurement_is_as_accurate_as_it_says(name, stride):
+    objective, (lr, before) = objective_of(name), STRETCHES[name]
+    theta = objective.initial_point
+    tracker = SharpnessTracker(objective, rtol=1e-3)
+    errors, spent = [], []
+    for step in range(before + 40 * stride):
+        if step >= before and (step - before) % stride == 0:
+            operator = objective.hessian(theta)
+            already = tracker.num_products
+            found = float(tracker(theta, operator)[0])
+            spent.append(tracker.num_products - already)
+            exact = lanczos(operator, 2, rtol=1e-4, seed=7).eigenvalue()
+            errors.append(abs(found / exact - 1))
+        theta = theta - lr * objective.gradient(theta)
+    assert max(errors) <= 1e-3
+    assert np.mean(spent) <= (5 if name != "digits, wild" else 12)
+    assert min(spent) >= 2
+    assert tracker.unconverged == 0
+
+
+def test_a_looser_accuracy_costs_less_and_is_met():
+    objective = objective_of("digits")
+    spent = []
+    for rtol in (1e-2, 1e-5):
+        tracker = SharpnessTracker(objective, rtol=rtol)
+        theta = objective.initial_point
+        for _ in range(60):
+            exact = lanczos(objective.hessian(theta), 2, rtol=1e-4, seed=7).eigenvalue()
+            assert float(tracker(theta)[0]) == pytest.approx(exact, rel=max(rtol, 1e-6))
+            theta = theta - 0.2 * objective.gradient(theta)
+        spent.append(tracker.num_products)
+    assert spent[0] < 0.7 * spent[1]
+
+
+def test_the_warm_start_is_the_nearer_of_the_last_two_measurements():
+    # Two valleys' sides visited in turn: every second point is the same, and needs no search.
+    objective = objective_of("digits")
+    sides = [objective.initial_point, objective.initial_point + 0.1]
+    tracker = SharpnessTracker(objective, cold_every=10**6)
+    spent = []
+    for visit in range(8):
+        before = tracker.num_products
+        tracker(sides[visit % 2])
+        spent.append(tracker.num_products - before)
+    assert max(spent[2:]) <= 3 < spent[1]
+
+
+def test_tracking_several_runs_equals_tracking_each():
+    objective = objective_of("digits")
+    points = objective.initial_point + 0.02 * torch.arange(3.0)[:, None]
+    together = SharpnessTracker(objective, 2)
+    alone = [SharpnessTracker(objective, 2) for _ in range(3)]
+    for _ in range(4):
+        found = together(points)
+        for row, tracker, point in zip(found, alone, points, strict=True):
+            assert torch.allclose(row, tracker(point), rtol=1e-5)
+        points = points - 0.1 * objective.gradient(points)
+    together.keep_runs([0, 2])
+    assert torch.allclose(together(points[[0, 2]])[1], alone[2](points[2]), rtol=1e-5)
+
+
+def test_eigenvalues_are_added_as_they_come_near_the_edge():
+    objective = objective_of("digits")
+    theta = objective.initial_point
+    exact = lanczos(objective.hessian(theta), 5, rtol=1e-6).values
+    tracker = SharpnessTracker(objective, grow_above=float(exact[2]) * 0.99, max_k=4)
+    seen = torch.stack([tracker(theta) for _ in range(5)])
+    counts = seen.isfinite().sum(dim=1).tolist()
+    assert counts == [1, 2, 3, 4, 4]  # the fourth is below; no more than max_k in any case
+    assert torch.allclose(seen[-1], exact[:4], rtol=1e-3)
+    run = train(objective, GradientDescent(0.1), num_steps=4, sharpness=tracker)
+    assert run["eigenvalues"].values.shape == (1, 4)
+    with pytest.raises(ValueError, match="belong together"):
+        SharpnessTracker(objective, grow_above=1.0)
+    with pytest.raises(ValueError, match="max_k must be at least"):
+        SharpnessTracker(objective, 3, grow_above=1.0, max_k=2)
+
+
+def test_the_tracker_follows_the_dense_hessian_along_training():
+    data = chebyshev(4)
+    model = build("fc-tanh", 1, 1, widths=(8, 8))
+    objective = Objective.from_dataset(model, data, dtype=DOUBLE)
+    exact: list[list[float]] = []
+
+    class Watched(SharpnessTracker):
+        def solve(self, theta, hessian=None):
+            eigenvalues = torch.linalg.eigvalsh(dense_hessian(objective, theta))
+            exact.append(eigenvalues.flip(0)[:2].tolist())
+            return super().solve(theta, hessian)
+
+    tracker = Watched(objective, 2)
+    run = train(
+        objective,
+        GradientDescent(0.3),
+        num_steps=400,
+        sharpness=tracker,
+        sharpness_schedule=every(11),
+    )
+    np.testing.assert_allclose(run["eigenvalues"].values, exact, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(run["sharpness"].values, run["eigenvalues"].values[:, 0])
+    assert tracker.unconverged == 0
+    assert tracker.num_products < 8 * len(exact)
+
+
+class _Wells(torch.nn.Module):
+    """Uncoupled directions, ½ (w_i²)² each: along w_i the curvature is 6 w_i²."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(size))
+
+    def forward(self, x):
+        return (self.w**2).expand(len(x), -1)
+
+
+@pytest.mark.parametrize("new_top", [7.0, 200.0])
+def test_the_tracker_finds_a_top_eigenvector_it_had_lost(new_top):
+    # Another direction becomes the sharpest while the warm start knows nothing of it.
+    objective = Objective(_Wells(500), torch.zeros(2, 1), torch.zeros(2, 500), dtype=DOUBLE)
+    tracker = SharpnessTracker(objective, cold_every=3)
+    before = torch.zeros(500, dtype=DOUBLE)
+    before[0] = 1
+    after = before.clone()
+    after[1] = (new_top / 6) ** 0.5
+    assert float(tracker(before)[0]) == pytest.approx(6)
+    for memory in tracker._memories[0]:
+        memory.vectors[1] = 0
+    seen = [float(tracker(after)[0]) for _ in range(4)]
+    assert seen[0] == pytest.approx(6)  # so a warm start alone cannot see it
+    assert seen[2:] == pytest.approx([new_top, new_top], rel=1e-3)
+    with pytest.raises(ValueError, match="cold_every must be at least 1"):
+        SharpnessTracker(objective, cold_every=0)
+
+
+def test_the_tracker_follows_the_larger_of_two_eigenvalues_that_cross():
+    # curvatures 6 w_i² again: the second grows past the first, a little at a time
+    objective = Objective(_Wells(50), torch.zeros(2, 1), torch.zeros(2, 50), dtype=DOUBLE)
+    tracker = SharpnessTracker(objective, cold_every=10**6)
+    theta = torch.zeros(50, dtype=DOUBLE)
+    theta[0] = 1
+    for square in np.linspace(0.5, 1.5, 60):
+        theta[1] = square**0.5
+        assert float(tracker(theta)[0]) == pytest.approx(6 * max(1, square), rel=1e-3)
+
+
+def test_unconverged_measurements_are_recorded_as_missing():
+    objective = Objective.from_dataset(
+        build("fc-tanh", 1, 1, widths=(8, 8)), chebyshev(4), dtype=DOUBLE
+    )
+    tracker = SharpnessTracker(objective, rtol=1e-11, max_products=2)
+    assert torch.isnan(tracker(objective.initial_point)).all()
+    assert tracker.unconverged == 1
