@@ -234,7 +234,7 @@ def train_together(
         divergence_factor,
         num_steps,
     )
-    with limited_threads(objective.num_parameters * objective.num_examples * len(rules)):
+    with limited_threads(objective.num_parameters * objective.num_examples):
         loop.run(progresses)
     return [progress.result for progress in progresses if progress.result is not None]
 

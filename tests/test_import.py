@@ -19,7 +19,8 @@ LAYERS = [
     ["objective"],
     ["tracker", "spectrum", "one_step"],
     ["train", "measure"],
-    ["plotting", "widgets"],
+    ["plotting"],
+    ["widgets"],
 ]
 
 

@@ -12,6 +12,7 @@ What it does, in the order of a build:
 4. In each page's widget state, long strings (a widget's program, its style, its data) move into
    files that all pages share. They are classic scripts that fill `self.__eosShared`, because a page
    opened as a file may load scripts but may not fetch data; the state keeps `{"$shared": hash}`.
+5. A widget that brings a picture of itself shows that to readers without JavaScript.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes  # type: ignore[import-untyped]
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.errors import ExtensionError
+from sphinx.transforms.post_transforms import SphinxPostTransform
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -44,6 +47,7 @@ MATHJAX = "mathjax/tex-svg-full.js"  # one file with every TeX package, and no f
 CACHE_PREFIX = ".jupyter_cache-"
 CACHES_KEPT = 3
 
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 SHARED_FOLDER = "_static/shared"
 SHARED_FROM = 1000  # characters; shorter strings stay in the page
@@ -88,6 +92,28 @@ def copy_if_different(source: Path, target: Path) -> None:
             return
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
+
+
+class PicturesOfWidgets(SphinxPostTransform):
+    """Put the picture that a widget brings beside it, for browsers that run no scripts."""
+
+    default_priority = 3  # before myst-nb selects one form of each output and drops the others
+    formats = ("html",)
+
+    def run(self, **kwargs: Any) -> None:
+        """Change every output that has both forms."""
+        for output in self.document.findall(nodes.container):
+            if output.get("nb_element") != "mime_bundle":
+                continue
+            forms = {form["mime_type"]: form for form in output.children}
+            if not {WIDGET_VIEW, "image/png", "text/plain"} <= forms.keys():
+                continue
+            picture = forms["image/png"].children[0].deepcopy()
+            picture["alt"] = forms["text/plain"].astext()
+            start, end = (
+                nodes.raw("", tag, format="html") for tag in ("<noscript>", "</noscript>")
+            )
+            forms[WIDGET_VIEW] += [start, picture, end]
 
 
 def share_widget_data(
@@ -180,4 +206,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", add_static_files)
     app.connect("html-page-context", share_widget_data, priority=900)
     app.connect("build-finished", prune)
+    app.add_post_transform(PicturesOfWidgets)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

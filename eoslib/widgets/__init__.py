@@ -4,5 +4,17 @@ Importing this package loads anywidget; `import eoslib` does not import this pac
 """
 
 from eoslib.widgets.explorer import StepSizeExplorer
+from eoslib.widgets.figure_slider import FigureSlider
+from eoslib.widgets.frames import Frame, Line, Mark, Panel, Slider
+from eoslib.widgets.quadratic import QuadraticExplorer
 
-__all__ = ["StepSizeExplorer"]
+__all__ = [
+    "FigureSlider",
+    "Frame",
+    "Line",
+    "Mark",
+    "Panel",
+    "QuadraticExplorer",
+    "Slider",
+    "StepSizeExplorer",
+]

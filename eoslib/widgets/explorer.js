@@ -4,71 +4,16 @@
    step size. In the built page there is none (`_host` is "static") and the slider moves between
    the runs that were computed when the page was built. Everything drawn comes from the model. */
 
-const SVG = "http://www.w3.org/2000/svg";
+import {
+  axes, canvasContext, clamp, draw, fillTable, floats, keyMoves, make, makeRunner, nameSlider, number,
+  path, resize, scale, sliderMarkup, stepSizeColor, themeOf, thousands, tickLabels, tickMarks,
+  trackCursor, watch,
+} from "./plot.js";
+
 const WINDOW = 60; // steps in the magnifier
 let explorers = 0; // numbers the ids, since several explorers may share a page
 
-/* ---- small helpers ---------------------------------------------------------------------- */
-
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-
-function draw(parent, tag, attributes = {}, text = "") {
-  const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.textContent = text;
-  parent.append(element);
-  return element;
-}
-
-const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
-const superscript = (n) => String(n).replace(/./g, (c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]);
-const thousands = (n) => String(Math.round(n)).replace(/\B(?=(\d{3})+$)/g, ",");
-
-/* A number with three significant digits, written as in a text: 0.05, 12,400, 3.1×10⁻⁵. */
-function number(x, digits = 3) {
-  if (!Number.isFinite(x)) return "–";
-  if (x === 0) return "0";
-  const exponent = Math.floor(Math.log10(Math.abs(x)));
-  if (exponent < -3 || exponent > 5) {
-    return `${(x / 10 ** exponent).toFixed(digits - 1)}×10${superscript(exponent)}`;
-  }
-  if (exponent >= Math.min(digits, 3)) return thousands(x);
-  return String(Number(x.toPrecision(digits)));
-}
-
-/* Round tick values, about `count` of them, covering [low, high]. */
-function ticks(low, high, count) {
-  const rough = (high - low) / Math.max(count, 1);
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((m) => m * power >= rough * 0.999);
-  const values = [];
-  for (let k = Math.ceil(low / step - 1e-9); k * step <= high * (1 + 1e-9); k++) values.push(k * step);
-  return values.map((v) => Number(v.toPrecision(12)));
-}
-
-function logTicks(low, high, count) {
-  const first = Math.ceil(Math.log10(low) - 1e-9), last = Math.floor(Math.log10(high) + 1e-9);
-  const every = Math.max(1, Math.ceil((last - first + 1) / count));
-  const values = [];
-  for (let k = first; k <= last; k++) if (k % every === 0) values.push(10 ** k);
-  if (last - first < 2) {
-    for (let k = first - 1; k <= last; k++) for (const m of [2, 5]) values.push(m * 10 ** k);
-  }
-  return values.filter((v) => v >= low * 0.999 && v <= high * 1.001).sort((a, b) => a - b);
-}
-
 /* ---- data ------------------------------------------------------------------------------- */
-
-function floats(view) {
-  if (!view || !view.byteLength) return new Float32Array(0);
-  // a copy, since the bytes may not start at a multiple of four
-  return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
-}
 
 function decode(meta, view) {
   const all = floats(view);
@@ -91,36 +36,6 @@ function decode(meta, view) {
   return (meta.runs || []).map((run) => ({
     ...run, loss: series(run.loss), sharpness: series(run.sharpness), cache: {},
   }));
-}
-
-/* SVG path of a series that draws as if every point were connected, at a cost bounded by the
-   width: of all points that share a pixel column, the first, lowest, highest and last are enough.
-   Subsampling instead would lose spikes, and the oscillation with period two altogether. */
-function path(series, stop, sx, sy) {
-  const { n, values, step } = series;
-  let d = "", column = NaN, first = 0, low = 0, high = 0, last = 0;
-  const flush = () => {
-    const middle = low < high ? [low, high] : [high, low];
-    let previous = -1;
-    for (const i of [first, ...middle, last]) {
-      if (i === previous) continue;
-      d += `${d ? "L" : "M"}${sx(step(i)).toFixed(1)} ${sy(values[i]).toFixed(1)}`;
-      previous = i;
-    }
-  };
-  for (let i = 0; i < n; i++) {
-    const c = Math.floor(sx(step(i)));
-    if (c !== column) {
-      if (i) flush();
-      column = c;
-      first = low = high = i;
-    } else if (values[i] < values[low]) low = i;
-    else if (values[i] > values[high]) high = i;
-    last = i;
-    if (step(i) > stop) break; // one point beyond the edge, so that the line reaches it
-  }
-  if (n) flush();
-  return d;
 }
 
 function extent(runs, name, positive) {
@@ -157,13 +72,6 @@ function ranges(runs, scale) {
   return { loss, sharpness: { log, low: low2, high: top * (log ? 1.1 : 1) } };
 }
 
-function scaleY({ log, low, high }, top, height) {
-  const f = log ? Math.log : (v) => v;
-  const a = f(low), b = f(high);
-  // values beyond the range are drawn just outside the panel, where the clip cuts the line
-  return (v) => top + height * clamp((b - f(log ? Math.max(v, 1e-300) : v)) / (b - a), -0.1, 1.1);
-}
-
 /* ---- the widget ------------------------------------------------------------------------- */
 
 function render({ model, el }) {
@@ -172,8 +80,8 @@ function render({ model, el }) {
   const symbol = model.get("threshold_label");
   const [lrLow, lrHigh] = model.get("lr_range");
 
-  let runs = [], partial = null, range = null, layout = null, theme = "light";
-  let zoom = { steps: 0, time: 0 }, cursor = null, spoken = "", waiting = 0;
+  let runs = [], partial = null, layout = null, theme = "light";
+  let zoom = { steps: 0, time: 0 }, cursor = null, spoken = "";
 
   /* -- skeleton: constant text only; what comes from the model is set as text, never markup -- */
   const root = make("div", {
@@ -183,20 +91,8 @@ function render({ model, el }) {
   });
   root.innerHTML = `
     <div class="eos-title" id="${id}-title"></div>
-    <div class="eos-control">
-      <label class="eos-name" for="${id}-lr">step size η</label>
-      <div class="eos-slide">
-        <button type="button" class="eos-step" data-by="-1" aria-label="smaller step size">‹</button>
-        <div class="eos-track"><span></span><span></span>
-          <input type="range" id="${id}-lr" min="0" max="1000" step="1"
-            data-lm-suppress-shortcuts="true">
-          <div class="eos-ticks" aria-hidden="true"></div>
-        </div>
-        <button type="button" class="eos-step" data-by="1" aria-label="larger step size">›</button>
-      </div>
-      <div class="eos-values"><span>η = <b class="eos-lr"></b></span>
-        <span class="eos-threshold"><span class="eos-symbol"></span> = <b></b></span></div>
-    </div>
+    ${sliderMarkup(id, 1000, `<span>η = <b class="eos-lr"></b></span>
+      <span class="eos-threshold"><span class="eos-symbol"></span> = <b></b></span>`)}
     <div class="eos-status" role="status" aria-live="polite"><i></i><span></span></div>
     <div class="eos-body">
       <div class="eos-plot" tabindex="0" role="slider" data-lm-suppress-shortcuts="true"
@@ -228,6 +124,7 @@ function render({ model, el }) {
   const svg = $(".eos-plot svg"), magnifier = $(".eos-magnifier svg");
   $(".eos-title").textContent = model.get("title");
   $(".eos-symbol").textContent = symbol;
+  nameSlider(root, "step size η", "smaller step size", "larger step size");
   root.querySelectorAll(".eos-track span").forEach((end, k) => { end.textContent = number([lrLow, lrHigh][k]); });
   el.append(root);
 
@@ -258,17 +155,7 @@ function render({ model, el }) {
     return all[clamp(k + by, 0, all.length - 1)];
   }
 
-  function color(lr) {
-    const { stops } = model.get("colors")[theme];
-    const fraction = logSpan ? Math.log(lr / lrLow) / logSpan : 0.5;
-    const place = clamp(fraction, 0, 1) * (stops.length - 1);
-    const k = Math.min(Math.floor(place), stops.length - 2);
-    const mix = [1, 3, 5].map((c) => {
-      const [a, b] = [stops[k], stops[k + 1]].map((stop) => parseInt(stop.slice(c, c + 2), 16));
-      return Math.floor(a + (place - k) * (b - a) + 0.5).toString(16).padStart(2, "0");
-    });
-    return "#" + mix.join("");
-  }
+  const color = (lr) => stepSizeColor(lr, [lrLow, lrHigh], model.get("colors")[theme].stops);
 
   let pressed = false;
   slider.addEventListener("pointerdown", () => { pressed = true; });
@@ -289,10 +176,8 @@ function render({ model, el }) {
     slider.value = position(model.get("lr"));
   });
   slider.addEventListener("keydown", (event) => {
-    const leap = Math.max(2, Math.round(distinct().length / 4));
-    const by = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1,
-      PageUp: leap, PageDown: -leap }[event.key];
-    if (!by || event.altKey || event.ctrlKey || event.metaKey) return;
+    const by = keyMoves(event, distinct().length);
+    if (!by) return;
     event.preventDefault();
     const lr = model.get("lr");
     if (!live) return choose(neighbour(lr, by));
@@ -340,63 +225,35 @@ function render({ model, el }) {
   function relayout() {
     const width = Math.floor(plot.clientWidth);
     if (!width || !runs.length) return;
-    theme = getComputedStyle(root).getPropertyValue("--eos-theme").trim() || "light";
+    theme = themeOf(root);
     const narrow = width < 430;
     const left = 46, right = narrow ? 46 : 76, top = 22, gap = 36;
     const heights = narrow ? [150, 170] : [180, 210];
     const inner = width - left - right, top2 = top + heights[0] + gap;
     const bottom = top2 + heights[1], height = bottom + 40;
     const maxX = fullX() / 2 ** zoom[axis()];
-    range = ranges(runs, model.get("sharpness_scale"));
+    const range = ranges(runs, model.get("sharpness_scale"));
+    const panel = (name, top, size) => ({ left, top, width: inner, height: size,
+      xTicks: tickLabels({ low: 0, high: maxX }, inner / 75), xScale: (x) => left + (x / maxX) * inner,
+      yTicks: tickLabels(range[name], range[name].log ? 5 : 4), yScale: scale(range[name], top + size, top) });
     layout = {
-      width, height, left, inner, narrow, top, top2, bottom, heights, maxX, fullX: fullX(),
-      panels: {
-        loss: { top, height: heights[0], y: scaleY(range.loss, top, heights[0]) },
-        sharpness: { top: top2, height: heights[1], y: scaleY(range.sharpness, top2, heights[1]) },
-      },
+      width, height, left, inner, narrow, top, top2, bottom, maxX, fullX: fullX(),
+      panels: { loss: panel("loss", top, heights[0]), sharpness: panel("sharpness", top2, heights[1]) },
       key: [axis(), maxX, width].join(),
     };
     for (const run of shown()) run.cache = {};
 
-    svg.replaceChildren();
-    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    svg.setAttribute("width", width);
-    svg.setAttribute("height", height);
+    resize(svg, width, height);
     const defs = draw(svg, "defs");
     for (const [name, panel] of Object.entries(layout.panels)) {
       const clip = draw(defs, "clipPath", { id: `${id}-${name}` });
       draw(clip, "rect", { x: left, y: panel.top, width: inner, height: panel.height });
     }
     const frame = draw(svg, "g", { class: "eos-frame" });
-    const labels = { loss: model.get("loss_label"), sharpness: "sharpness" };
-    const xs = ticks(0, maxX, inner / 75);
-    const exponents = range.loss.high / range.loss.low > 1e4;
-    for (const [name, panel] of Object.entries(layout.panels)) {
-      const { log, low, high } = range[name];
-      draw(frame, "text", { x: 2, y: panel.top - 9, class: "eos-label" },
-        labels[name] + (log ? ", log scale" : ""));
-      const values = log ? logTicks(low, high, 5) : ticks(low, high, 4);
-      for (const value of values) {
-        const y = panel.y(value).toFixed(1);
-        draw(frame, "line", { x1: left, x2: left + inner, y1: y, y2: y, class: "eos-grid" });
-        const exponent = Math.round(Math.log10(value));
-        draw(frame, "text", { x: left - 6, y: Number(y) + 4, "text-anchor": "end" },
-          name === "loss" && exponents ? `10${superscript(exponent)}` : number(value));
-      }
-      for (const value of xs) {
-        const x = left + (value / maxX) * inner;
-        draw(frame, "line", { x1: x, x2: x, y1: panel.top + panel.height,
-          y2: panel.top + panel.height + (name === "loss" ? 3 : 5), class: "eos-tick" });
-      }
-      draw(frame, "path", { class: "eos-edge",
-        d: `M${left} ${panel.top}v${panel.height}h${inner}` });
-    }
-    for (const value of xs) {
-      draw(frame, "text", { x: left + (value / maxX) * inner, y: bottom + 18,
-        "text-anchor": "middle" }, number(value, 4));
-    }
-    draw(frame, "text", { x: left + inner / 2, y: bottom + 35, "text-anchor": "middle",
-      class: "eos-label" }, axis() === "time" ? "time = steps × η" : "step");
+    const heading = (name, label) => [label + (range[name].log ? ", log scale" : "")];
+    axes(frame, layout.panels.loss, heading("loss", model.get("loss_label")));
+    axes(frame, layout.panels.sharpness, heading("sharpness", "sharpness"),
+      axis() === "time" ? "time = steps × η" : "step");
 
     const box = (name) => ({ x: left, width: inner, y: layout.panels[name].top });
     parts.tint = draw(svg, "rect", { ...box("sharpness"), class: "eos-tint" });
@@ -411,7 +268,7 @@ function render({ model, el }) {
     parts.ends = draw(svg, "g");
     parts.cursor = draw(svg, "g", { class: "eos-cursor" });
     ghosts();
-    fillTable();
+    describeRuns();
     update();
   }
 
@@ -419,12 +276,11 @@ function render({ model, el }) {
     if (run.cache.key !== layout.key) {
       const { left, inner, maxX, panels } = layout;
       const k = (perStep(run) * inner) / maxX;
-      const sx = (step) => left + step * k, stop = maxX / perStep(run);
-      run.cache = {
-        key: layout.key,
-        loss: path(run.loss, stop, sx, panels.loss.y),
-        sharpness: path(run.sharpness, stop, sx, panels.sharpness.y),
-      };
+      run.cache = { key: layout.key };
+      for (const [name, { yScale }] of Object.entries(panels)) {
+        const { n, step, values } = run[name];
+        run.cache[name] = path(n, (i) => left + step(i) * k, (i) => yScale(values[i]), left + inner);
+      }
     }
     return run.cache;
   }
@@ -433,14 +289,7 @@ function render({ model, el }) {
      the same whatever the number and length of the runs. */
   function ghosts() {
     const { width, height, left, inner, panels } = layout;
-    const ratio = Math.min(self.devicePixelRatio || 1, 3);
-    canvas.width = width * ratio;
-    canvas.height = height * ratio;
-    canvas.style.cssText = `width:${width}px;height:${height}px`;
-    const context = canvas.getContext("2d");
-    context.scale(ratio, ratio);
-    context.lineWidth = 1;
-    context.lineJoin = "round";
+    const context = canvasContext(canvas, width, height);
     for (const [name, panel] of Object.entries(panels)) {
       context.save();
       context.beginPath();
@@ -497,7 +346,7 @@ function render({ model, el }) {
     if (!layout) return;
 
     const { left, inner, panels, narrow, maxX } = layout, panel = panels.sharpness;
-    const y = panel.y(threshold), inside = y >= panel.top - 0.5;
+    const y = panel.yScale(threshold), inside = y >= panel.top - 0.5;
     const edge = clamp(y, panel.top, panel.top + panel.height);
     parts.tint.setAttribute("height", edge - panel.top);
     parts.above.style.display = edge - panel.top > 24 ? "" : "none";
@@ -517,7 +366,7 @@ function render({ model, el }) {
       const series = run[name], last = series.n - 1;
       const x = toX(run, series.step(last));
       if (x > left + inner + 1) continue; // the run continues beyond the shown range
-      const { top, height, y: toY } = panels[name];
+      const { top, height, yScale: toY } = panels[name];
       const at = clamp(toY(series.values[last]), top + 5, top + height - 4);
       if (run.status === "diverged") {
         draw(parts.ends, "path", { class: "eos-cross", d: `M${x - 5} ${at - 5}l10 10m0 -10l-10 10` });
@@ -585,7 +434,7 @@ function render({ model, el }) {
       const dots = [[panels.loss, x2, loss]];
       if (j >= 0) dots.push([panels.sharpness, toX(run, run.sharpness.step(j)), sharpness]);
       for (const [panel, x, value] of dots) {
-        const y = panel.y(value);
+        const y = panel.yScale(value);
         if (y >= panel.top && y <= panel.top + panel.height) {
           draw(parts.cursor, "circle", { cx: x.toFixed(1), cy: y.toFixed(1), r: 4 });
         }
@@ -622,146 +471,60 @@ function render({ model, el }) {
     $(".eos-rises").textContent = `${span}${log ? ", log scale" : ""}; rose in ${rises} of ${values.length - 1} steps (● even, ○ odd)`;
   }
 
-  function setCursor(x) {
-    cursor = x === null ? null : clamp(x, 0, layout.maxX);
-    schedule();
-  }
-  const pointerX = (event) => {
-    const box = svg.getBoundingClientRect();
-    const x = ((event.clientX - box.left) / box.width) * layout.width;
-    return ((x - layout.left) / layout.inner) * layout.maxX;
-  };
-  plot.addEventListener("pointermove", (event) => layout && setCursor(pointerX(event)));
-  plot.addEventListener("pointerdown", (event) => layout && setCursor(pointerX(event)));
-  plot.addEventListener("pointerleave", (event) => {
-    if (event.pointerType === "mouse" && document.activeElement !== plot) setCursor(null);
-  });
-  plot.addEventListener("blur", () => setCursor(null));
-  plot.addEventListener("keydown", (event) => {
-    const run = selected();
-    if (!run || !layout || event.altKey || event.ctrlKey || event.metaKey) return;
-    const last = lastStep(run), here = focusStep(run);
-    const pixel = event.shiftKey ? 1 : Math.max(1, Math.round(layout.maxX / perStep(run) / layout.inner));
-    const to = {
-      ArrowRight: here + pixel, ArrowLeft: here - pixel, ArrowUp: here + pixel, ArrowDown: here - pixel,
-      PageUp: here + last / 10, PageDown: here - last / 10, Home: 0, End: last,
-    }[event.key];
-    if (event.key === "Escape") return setCursor(null);
-    if (to === undefined) return;
-    event.preventDefault();
-    setCursor(clamp(Math.round(to), 0, last) * perStep(run));
+  trackCursor(plot, {
+    at: (pixel) => (layout ? ((pixel - layout.left) / layout.inner) * layout.maxX : null),
+    move(event) {
+      const run = selected();
+      if (!run || !layout) return undefined;
+      const last = lastStep(run), here = focusStep(run);
+      const pixel = event.shiftKey ? 1 : Math.max(1, Math.round(layout.maxX / perStep(run) / layout.inner));
+      const to = {
+        ArrowRight: here + pixel, ArrowLeft: here - pixel, ArrowUp: here + pixel, ArrowDown: here - pixel,
+        PageUp: here + last / 10, PageDown: here - last / 10, Home: 0, End: last,
+      }[event.key];
+      return to === undefined ? undefined : clamp(Math.round(to), 0, last) * perStep(run);
+    },
+    set(x) {
+      cursor = x === null ? null : clamp(x, 0, layout.maxX);
+      schedule();
+    },
   });
 
   /* -- ticks, table, summary ------------------------------------------------------------------- */
-  function fillTable() {
+  function describeRuns() {
     const sorted = [...runs].sort((a, b) => a.lr - b.lr);
     const count = `${runs.length} run${runs.length > 1 ? "s" : ""}`;
     $(".eos-origin").textContent = live ? `${count}; train more at any η`
       : model.get("_host") === "static" ? `${count} computed when this book was built` : count;
     $(".eos-table summary").textContent = `${count} as a table`;
-    const head = ["η", symbol, "last loss", `last measured sharpness ÷ ${symbol}`, "state"];
-    const table = $(".eos-table table");
-    table.replaceChildren(make("thead", {}, make("tr", {}, ...head.map((text) => make("th", { scope: "col" }, text)))));
-    const body = make("tbody");
-    for (const run of sorted) {
-      const last = ({ n, values }) => (n ? values[n - 1] : NaN);
-      const row = make("tr", { "data-lr": run.lr }, make("th", { scope: "row" }, number(run.lr)));
-      row.firstChild.style.setProperty("--eta", color(run.lr));
-      for (const text of [number(run.threshold), number(last(run.loss)),
-        number(last(run.sharpness) / run.threshold), run.words]) row.append(make("td", {}, text));
-      body.append(row);
-    }
-    table.append(body);
+    const last = ({ n, values }) => (n ? values[n - 1] : NaN);
+    const rows = fillTable($(".eos-table table"),
+      ["η", symbol, "last loss", `last measured sharpness ÷ ${symbol}`, "state"],
+      sorted.map((run) => [run.lr, run.threshold, last(run.loss), last(run.sharpness) / run.threshold]
+        .map((value) => number(value)).concat(run.words)));
+    rows.forEach((row, k) => {
+      row.dataset.lr = sorted[k].lr;
+      row.firstChild.style.setProperty("--eta", color(sorted[k].lr));
+    });
     $(`#${id}-summary`).textContent = `Two plots with a common x axis for ${count} with step sizes `
       + `${number(sorted[0].lr)} to ${number(sorted[sorted.length - 1].lr)}: the ${model.get("loss_label")} `
       + `above, the sharpness and the threshold ${symbol} below. Arrow keys move a cursor along the `
       + "selected run. The table below lists all runs.";
-    const stops = model.get("colors")[theme].stops;
-    root.style.setProperty("--eos-ramp", `linear-gradient(to right, ${stops.join(",")})`);
-    $(".eos-ticks").replaceChildren(...sorted.map((run) => {
-      const mark = make("i", { "data-lr": run.lr });
-      mark.style.setProperty("--at", position(run.lr) / 1000);
-      return mark;
-    }));
+    root.style.setProperty("--eos-ramp", `linear-gradient(to right, ${model.get("colors")[theme].stops.join()})`);
+    tickMarks(root, sorted.map((run) => position(run.lr) / 1000))
+      .forEach((mark, k) => { mark.dataset.lr = sorted[k].lr; });
     slider.disabled = !live && sorted.length < 2;
   }
 
   /* -- training, with a kernel ------------------------------------------------------------------ */
-  const trainer = live ? makeTrainer() : null;
-  function makeTrainer() {
-    const box = make("div", { class: "eos-trainer" });
-    box.innerHTML = `
-      <label for="${id}-typed">η</label>
-      <input id="${id}-typed" type="text" inputmode="decimal" autocomplete="off" size="7"
-        data-lm-suppress-shortcuts="true" aria-describedby="${id}-message">
-      <button type="button" class="eos-go"></button>
-      <button type="button" class="eos-stop">Stop</button>
-      <progress max="1" aria-label="training progress"></progress><span class="eos-count"></span>
-      <p class="eos-message" id="${id}-message" role="status" aria-live="polite"></p>`;
-    $(".eos-control").after(box);
-    const [typed, go, stop, bar] = ["input", ".eos-go", ".eos-stop", "progress"].map((s) => box.querySelector(s));
-    const message = box.querySelector(".eos-message"), count = box.querySelector(".eos-count");
-    const say = (text, wrong) => {
-      message.textContent = text;
-      message.classList.toggle("eos-wrong", Boolean(wrong));
-    };
-    const state = () => model.get("training") || { state: "idle" };
-    const read = () => { // the typed step size, or null with a message that says what is wrong
-      const text = typed.value.trim().replace(",", ".");
-      const lr = text === "" ? NaN : Number(text);
-      const wrong = !Number.isFinite(lr) ? `“${typed.value}” is not a number`
-        : lr <= 0 ? "a step size must be positive"
-          : lr < lrLow || lr > lrHigh ? `${number(lr)} is outside the range of the slider` : "";
-      typed.setAttribute("aria-invalid", String(Boolean(wrong)));
-      if (wrong) say(`${wrong}: type a step size between ${number(lrLow)} and ${number(lrHigh)}.`, true);
-      else if (message.classList.contains("eos-wrong")) say("");
-      return wrong ? null : lr;
-    };
-    typed.addEventListener("change", () => { const lr = read(); if (lr !== null) choose(lr); });
-    typed.addEventListener("keydown", (event) => { if (event.key === "Enter" && !go.disabled) go.click(); });
-    go.addEventListener("click", () => {
-      const lr = read();
-      if (lr === null || state().state === "running") return;
-      choose(lr);
-      say("");
-      model.send({ do: "train", lr });
-      go.disabled = true;
-      clearTimeout(waiting);
-      waiting = setTimeout(() => {
-        say("The kernel has not answered yet: it may be busy with a cell, or have been restarted "
-          + "(then run the cell above again).", true);
-        go.disabled = false;
-      }, 5000);
-    });
-    stop.addEventListener("click", () => {
-      model.send({ do: "stop" });
-      stop.disabled = true;
-      say("stopping…");
-    });
-    return {
-      update(lr) {
-        const { state: now, lr: at } = state();
-        if (document.activeElement !== typed) {
-          typed.value = String(lr);
-          typed.setAttribute("aria-invalid", "false");
-        }
-        go.textContent = now === "running" ? `Training at η = ${number(at)}` : `Train at η = ${number(lr)}`;
-        go.disabled = now === "running";
-      },
-      receive() {
-        const { state: now, message: text, step, num_steps: steps, meta } = state();
-        clearTimeout(waiting);
-        const running = now === "running";
-        box.classList.toggle("eos-running", running);
-        stop.disabled = !running || text === "stopping…";
-        if (running && steps) bar.value = step / steps; else bar.removeAttribute("value");
-        count.textContent = running && steps ? `${thousands(step)} / ${thousands(steps)} steps` : "";
-        if (running ? text : now !== "idle") say(text, now === "failed");
-        partial = running && meta ? decode(meta, model.get("training_data"))[0] : null;
-        if (partial && fullX() > layout?.fullX * (1 + 1e-9)) relayout();
-      },
-    };
-  }
+  const trainer = live ? makeRunner({
+    model, id, symbol: "η", verbs: ["Train", "Training"], trait: "training", choose,
+    complaint: (lr) => (lr <= 0 ? "a step size must be positive"
+      : lr < lrLow || lr > lrHigh ? `${number(lr)} is outside the range of the slider` : ""),
+    hint: `type a step size between ${number(lrLow)} and ${number(lrHigh)}`,
+    request: (lr) => ({ do: "train", lr }),
+  }) : null;
+  if (trainer) $(".eos-control").after(trainer.box);
 
   /* -- wiring ------------------------------------------------------------------------------------ */
   function reload() {
@@ -774,34 +537,30 @@ function render({ model, el }) {
     zoom[axis()] = initialZoom();
     relayout();
   }
-  const received = () => { trainer?.receive(); schedule(); };
+  function received() {
+    if (!trainer) return;
+    trainer.receive();
+    const { state, meta } = model.get("training");
+    partial = state === "running" && meta ? decode(meta, model.get("training_data"))[0] : null;
+    if (partial && fullX() > layout?.fullX * (1 + 1e-9)) relayout();
+    schedule();
+  }
   const handlers = [["change:lr", schedule], ["change:axis", changeAxis], ["change:data", reload],
     ["change:training", received]];
   for (const [event, handler] of handlers) model.on(event, handler);
 
   runs = decode(model.get("meta"), model.get("data"));
   zoom[axis()] = initialZoom();
-  const watchSize = new ResizeObserver(() => {
-    if (plot.clientWidth !== layout?.width) relayout();
-  });
-  watchSize.observe(plot);
-  // the theme button of the book, of JupyterLab, and of the operating system
-  const watchTheme = new MutationObserver(() => relayout());
-  const attributeFilter = ["data-theme", "data-jp-theme-light"];
-  for (const node of [document.documentElement, document.body]) watchTheme.observe(node, { attributes: true, attributeFilter });
-  const media = self.matchMedia("(prefers-color-scheme: dark)");
-  media.addEventListener("change", relayout);
+  const unwatch = watch(plot, relayout);
   $(".eos-magnifier").addEventListener("toggle", schedule);
   relayout();
   received();
 
   return () => {
     for (const [event, handler] of handlers) model.off(event, handler);
-    watchSize.disconnect();
-    watchTheme.disconnect();
-    media.removeEventListener("change", relayout);
+    unwatch();
+    trainer?.dispose();
     cancelAnimationFrame(frameRequest);
-    clearTimeout(waiting);
   };
 }
 

@@ -8,48 +8,38 @@ page without a kernel shows exactly what was computed when the book was built. W
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import contextvars
 import itertools
 import math
-import threading
-import time
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anywidget
 import numpy as np
 import traitlets
 
-from eoslib import palette
+from eoslib.widgets._shared import (
+    COLORS,
+    BackgroundTask,
+    NumberBlock,
+    Progress,
+    describe_error,
+    front_end,
+)
 
 if TYPE_CHECKING:
     from eoslib.runs import Run, Series
 
-_HERE = Path(__file__).parent
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
-
-class Progress(Protocol):
+class RunProgress(Progress, Protocol):
     """What a training tells of itself while it runs; `eoslib.train.Snapshot` is one."""
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-
-    @property
-    def num_steps(self) -> int:
-        """Steps to do."""
 
     @property
     def record(self) -> Callable[[], Run]:
         """Returns the run so far; called only when a new picture is due."""
 
 
-Report = Callable[[Progress], bool]
+Report = Callable[[RunProgress], bool]
 Train = Callable[[float, Report], "Run"]
 
 
@@ -75,11 +65,9 @@ class StepSizeExplorer(anywidget.AnyWidget):
 
     Attributes:
         runs: the runs by step size, then those trained by the reader, in the order of training.
-        last_error: the exception that ended the most recent training, if one did.
     """
 
-    _esm = _HERE / "explorer.js"
-    _css = _HERE / "explorer.css"
+    _esm, _css = front_end("explorer")
 
     title = traitlets.Unicode().tag(sync=True)
     loss_label = traitlets.Unicode().tag(sync=True)
@@ -97,9 +85,6 @@ class StepSizeExplorer(anywidget.AnyWidget):
     training = traitlets.Dict({"state": "idle"}).tag(sync=True)
     training_data = traitlets.Bytes().tag(sync=True)
 
-    _thread: threading.Thread | None = None  # of the most recent training
-    _busy = False
-
     #: Seconds between two pictures of a training in progress.
     update_interval = 0.15
 
@@ -115,6 +100,7 @@ class StepSizeExplorer(anywidget.AnyWidget):
         threshold_label: str = "2/η",
         sharpness_scale: Literal["auto", "linear", "log"] = "auto",
     ) -> None:
+        self._task = BackgroundTask()
         self.runs: list[Run] = sorted(runs, key=attrgetter("lr"))
         if not self.runs:
             raise ValueError("the explorer needs at least one run")
@@ -135,11 +121,7 @@ class StepSizeExplorer(anywidget.AnyWidget):
         elif not _positive(start):
             raise ValueError(f"start must be a positive step size, got {start!r}")
 
-        self.last_error: BaseException | None = None
         self._train = train
-        self._lock = threading.Lock()
-        self._please_stop = threading.Event()
-
         meta, data = _pack(self.runs)
         super().__init__(
             title=title,
@@ -148,15 +130,7 @@ class StepSizeExplorer(anywidget.AnyWidget):
             sharpness_scale=sharpness_scale,
             lr=min(step_sizes, key=lambda lr: abs(math.log(lr / start))),
             lr_range=[float(low), float(high)],
-            colors={
-                theme: {
-                    "stops": list(palette.STOPS[theme]),
-                    "accent": palette.ACCENT[theme],
-                    "ink": palette.INK[theme],
-                    "muted": palette.MUTED[theme],
-                }
-                for theme in palette.STOPS
-            },
+            colors=COLORS,
             trainable=train is not None,
             meta=meta,
             data=data,
@@ -174,7 +148,12 @@ class StepSizeExplorer(anywidget.AnyWidget):
     @property
     def is_training(self) -> bool:
         """Whether a training is in progress."""
-        return self._busy
+        return self._task.busy
+
+    @property
+    def last_error(self) -> BaseException | None:
+        """The exception that ended the most recent training, if one did."""
+        return self._task.error
 
     def train_at(self, lr: object) -> bool:
         """Start training at step size `lr` in the background, as the widget's button does.
@@ -198,25 +177,19 @@ class StepSizeExplorer(anywidget.AnyWidget):
         if not low * (1 - 1e-9) <= lr <= high * (1 + 1e-9):
             self._show("failed", f"choose a step size between {low:g} and {high:g}, not {lr:g}")
             return False
-        with self._lock:
-            if self._busy:
-                return False  # one at a time; the widget already shows the one in progress
-            self._busy = True
-            self._please_stop.clear()
-            self.last_error = None
-            # ipykernel keeps in context variables which cell a message belongs to
-            context = contextvars.copy_context()
-            self._thread = threading.Thread(
-                target=context.run, args=(self._run_training, float(lr), _in_loop()), daemon=True
-            )
-            self._show("running", "", lr=float(lr), step=0, num_steps=0)
-            self._thread.start()
-        return True
+        lr = float(lr)
+        return self._task.start(
+            lambda: self._run_training(lr),
+            before=lambda: self._show("running", "", value=lr, step=0, num_steps=0),
+            done=lambda result: self._add(*result),
+            failed=lambda error: self._show(
+                "failed", f"training at η = {lr:g} failed. {describe_error(error)}", value=lr
+            ),
+        )
 
     def stop(self) -> None:
         """Ask the training in progress to stop; it does so at its next report."""
-        if self._busy:
-            self._please_stop.set()
+        self._task.stop()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the training in progress has ended.
@@ -227,11 +200,7 @@ class StepSizeExplorer(anywidget.AnyWidget):
         Returns:
             Whether no training is in progress any more.
         """
-        thread = self._thread
-        if thread is not None:
-            thread.join(timeout)
-            return not thread.is_alive()
-        return True
+        return self._task.wait(timeout)
 
     def close(self) -> None:
         """Stop a training in progress and remove the widget."""
@@ -244,47 +213,32 @@ class StepSizeExplorer(anywidget.AnyWidget):
         elif content.get("do") == "stop":
             self.stop()
 
-    def _run_training(self, lr: float, later: Callable[[Callable[[], None]], None]) -> None:
-        """Train, then show the new run or the reason why there is none (background thread).
+    def _run_training(self, lr: float) -> tuple[Run, dict[str, Any], bytes]:
+        """Train, showing how far it is (background thread); return the run and all runs, packed."""
 
-        Traits are changed by way of `later`, since messages from the page change them as well.
-        """
-        last_update = 0.0
-
-        def show(
-            state: str, message: str, partial_run: Run | None = None, **numbers: float
-        ) -> None:
-            training: dict[str, Any] = {"state": state, "message": message, "lr": lr, **numbers}
-            data = b""
-            if partial_run is not None:
-                training["meta"], data = _pack([partial_run])
-            later(lambda: self._set(training=training, training_data=data))
-
-        def report(progress: Progress) -> bool:
-            nonlocal last_update
-            now = time.monotonic()
-            if now - last_update >= self.update_interval:
-                last_update = now
-                message = "stopping…" if self._please_stop.is_set() else ""
-                steps = {"step": progress.step, "num_steps": progress.num_steps}
-                show("running", message, progress.record(), **steps)
-            return self._please_stop.is_set()
+        def report(progress: RunProgress) -> bool:
+            if self._task.report_due(self.update_interval):
+                meta, data = _pack([progress.record()])
+                training = {
+                    "state": "running",
+                    "message": "stopping…" if self._task.stopping else "",
+                    "value": lr,
+                    "step": progress.step,
+                    "num_steps": progress.num_steps,
+                    "meta": meta,
+                }
+                self._task.later(lambda: self._set(training=training, training_data=data))
+            return self._task.stopping
 
         assert self._train is not None
-        try:
-            run = self._train(lr, report)
-            meta, data = _pack(sorted([*self.runs, run], key=attrgetter("lr")))
-            message = f"η = {run.lr:g}: {run.describe()}"
-        except BaseException as error:  # whatever it is, the reader must see that training ended
-            self.last_error = error
-            self._busy = False
-            detail = f"{type(error).__name__}: {error}".rstrip(": ")
-            show("failed", f"training at η = {lr:g} failed. {detail}")
-        else:
-            self.runs.append(run)
-            self._busy = False
-            later(lambda: self._set(meta=meta, data=data, lr=run.lr))
-            show("done", message)
+        run = self._train(lr, report)
+        meta, data = _pack(sorted([*self.runs, run], key=attrgetter("lr")))
+        self.runs.append(run)
+        return run, meta, data
+
+    def _add(self, run: Run, meta: dict[str, Any], data: bytes) -> None:
+        self._set(meta=meta, data=data, lr=run.lr)
+        self._show("done", f"η = {run.lr:g}: {run.describe()}", value=run.lr)
 
     def _show(self, state: str, message: str, **numbers: float) -> None:
         self._set(training={"state": state, "message": message, **numbers}, training_data=b"")
@@ -296,45 +250,18 @@ class StepSizeExplorer(anywidget.AnyWidget):
                 setattr(self, name, value)
 
 
-def _in_loop() -> Callable[[Callable[[], None]], None]:
-    """Return a way to call functions in the event loop that runs now; without one, at once."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return lambda function: function()
-    context = contextvars.copy_context()
-
-    def later(function: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody is left to tell
-            loop.call_soon_threadsafe(function, context=context)
-
-    return later
-
-
 def _pack(runs: Sequence[Run]) -> tuple[dict[str, Any], bytes]:
     """Return the runs as a JSON description and one block of little-endian float32 numbers."""
-    blocks: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-    size = 0
+    block = NumberBlock()
 
-    def append(numbers: Any) -> int:
-        nonlocal size
-        # a diverging run may exceed float32; JavaScript clips it at the edge of the plot anyway
-        block = np.clip(np.asarray(numbers, dtype=np.float64), -_FLOAT32_MAX, _FLOAT32_MAX)
-        blocks.append(block.astype("<f4"))
-        size += block.size
-        return size - block.size
-
-    def describe(series: Series) -> dict[str, int]:
+    def describe(series: Series) -> dict[str, float]:
         known = ~np.isnan(series.values)
         steps = series.steps[known]
-        spec = {"n": int(steps.size), "values": append(series.values[known])}
-        gaps = np.unique(np.diff(steps))
-        if gaps.size <= 1:  # evenly spaced steps need no list
-            spec["first"] = int(steps[0]) if steps.size else 0
-            spec["every"] = int(gaps[0]) if gaps.size else 1
-        else:
-            spec["steps"] = append(steps)
-        return spec
+        return {
+            "n": steps.size,
+            "values": block.append(series.values[known]),
+            **block.append_grid(steps, "steps"),
+        }
 
     described = [
         {
@@ -347,8 +274,7 @@ def _pack(runs: Sequence[Run]) -> tuple[dict[str, Any], bytes]:
         }
         for run in runs
     ]
-    data = np.concatenate(blocks).tobytes() if blocks else b""
-    return {"runs": described}, data
+    return {"runs": described}, block.to_bytes()
 
 
 def _positive(value: float) -> bool:

@@ -6,18 +6,28 @@ Fixtures:
         `page.blocked` lists the addresses it was refused, `page.problems` the JavaScript errors
         and console errors it produced.
     open_page: makes such pages, with a chosen viewport or with touch, for tests that need several.
+    run_in_lab: runs one cell in JupyterLab and returns the page.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 CANDIDATES = (
     "chromium",
     "chromium-browser",
@@ -105,3 +115,107 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
 def page(open_page: Callable[..., Any]) -> Any:
     """A page on a desk, without a network."""
     return open_page()
+
+
+# -- JupyterLab ------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running_lab(folder: Path) -> Iterator[tuple[str, str]]:
+    """A JupyterLab that shows a folder and keeps its settings there; yields address and token."""
+    port, token = free_port(), secrets.token_hex(16)
+    address = f"http://127.0.0.1:{port}"
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        **{
+            f"JUPYTER_{name}_DIR": str(folder / f".{name.lower()}")
+            for name in ("CONFIG", "RUNTIME", "DATA")
+        },
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".workspaces"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"),
+        "IPYTHONDIR": str(folder / ".ipython"),
+    }
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
+        *(f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"),
+        *(
+            f"--ServerApp.root_dir={folder}",
+            "--LabApp.news_url=",
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        ),
+    ]
+    log = (folder / "lab.log").open("w")
+    server = subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        for _ in range(240):
+            if server.poll() is not None:
+                break
+            try:
+                urllib.request.urlopen(f"{address}/api", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.25)
+        else:
+            pytest.fail("JupyterLab did not start within a minute")
+        if server.poll() is not None:
+            pytest.fail(f"JupyterLab did not start:\n{(folder / 'lab.log').read_text()}")
+        yield address, token
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)  # the server ends its kernels
+            try:
+                server.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait(15)
+        log.close()
+
+
+@pytest.fixture
+def run_in_lab(
+    tmp_path: Path, open_page: Callable[..., Any]
+) -> Iterator[Callable[[str, str], Any]]:
+    """A function that runs a cell in JupyterLab; returns the page once a selector is there."""
+    pytest.importorskip("jupyterlab")
+    import nbformat
+    from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
+    with running_lab(tmp_path) as (address, token):
+
+        def run_in_lab(source: str, selector: str) -> Any:
+            notebook = nbformat.v4.new_notebook(
+                cells=[nbformat.v4.new_code_cell(source, id="live")],
+                metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+            )
+            nbformat.write(notebook, tmp_path / "live.ipynb")
+            page = open_page(allow=(address + "/", address.replace("http", "ws") + "/"))
+            page.set_default_timeout(120_000)
+            page.goto(f"{address}/lab/tree/live.ipynb?token={token}")
+            cell = page.locator(".jp-Notebook .jp-CodeCell .cm-content").first
+            cell.wait_for()
+            page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+            # On a cold machine a cell may be run before the kernel or the widget manager is
+            # connected, and is then silently not run or not shown. Do as a person does: run it
+            # again, but never twice at a time: the second run would replace the widget.
+            for _ in range(6):
+                cell.click()
+                page.keyboard.press("Control+Enter")
+                page.wait_for_timeout(1000)
+                prompt = "document.querySelector('.jp-Notebook .jp-InputPrompt').textContent"
+                page.wait_for_function(f"!{prompt}.includes('*')")
+                with contextlib.suppress(PlaywrightTimeout):
+                    page.wait_for_selector(selector, state="attached", timeout=20_000)
+                    break
+            page.wait_for_selector(selector, state="attached")
+            return page
+
+        yield run_in_lab

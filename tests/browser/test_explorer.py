@@ -6,17 +6,7 @@ embeds it, and open it from file:// in a Chromium that has no network.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
 import re
-import secrets
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,12 +20,10 @@ from eoslib.runs import Outcome, Run, Series
 pytest.importorskip("anywidget")
 
 from ipywidgets import IntSlider
-from ipywidgets.embed import embed_data
 
 from eoslib.widgets import StepSizeExplorer
+from tests.browser.widget_page import settle, write_page
 
-ROOT = Path(__file__).resolve().parents[2]
-MOUNT_SCRIPT = ROOT / "book" / "_ext" / "static_widgets.js"
 STEP_SIZES = [round(float(lr), 4) for lr in np.geomspace(0.02, 0.5, 13)]
 SPIKE = 700.0  # one step only: the test of "nothing is lost by drawing"
 
@@ -67,50 +55,6 @@ def make_explorer(**options: Any) -> StepSizeExplorer:
     return StepSizeExplorer(runs, **{"title": "made-up runs", "start": 0.1, **options})
 
 
-def write_page(path: Path, *widgets: Any, share: bool = False, theme: str | None = None) -> str:
-    """Write a page with these widgets, as a notebook exporter would; return its file:// address.
-
-    `share`: keep long strings in scripts of their own, as the book's build does.
-    """
-    embedded = embed_data(views=list(widgets), drop_defaults=False)
-    state, views = embedded["manager_state"], embedded["view_specs"]
-    scripts = []
-    if share:
-
-        def put(text: str) -> dict[str, str]:
-            name = hashlib.sha256(text.encode()).hexdigest()[:16]
-            file = path.with_name(f"{name}.js")
-            file.write_text(
-                "self.__eosShared = self.__eosShared || {};"
-                f"self.__eosShared[{json.dumps(name)}] = {json.dumps(text)};"
-            )
-            scripts.append(f'<script src="{file.name}"></script>')
-            return {"$shared": name}
-
-        for model in state["state"].values():
-            for key in {"_esm", "_css"} & model["state"].keys():
-                model["state"][key] = put(model["state"][key])
-            for buffer in model.get("buffers", []):
-                buffer["data"] = put(buffer["data"])
-
-    def script(kind: str, content: Any) -> str:
-        text = json.dumps(content).replace("</", "<\\/")
-        return f'<script type="application/vnd.jupyter.widget-{kind}+json">{text}</script>'
-
-    attribute = f' data-theme="{theme}"' if theme else ""
-    path.write_text(
-        f'<!doctype html><html lang="en"{attribute}><head><meta charset="utf-8"><title>test</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        + script("state", state)
-        + "".join(scripts)
-        + "</head><body style='margin: 0 auto; padding: 12px; max-width: 740px'>"
-        + "".join(f"<div>{script('view', view)}</div>" for view in views)
-        + f"<script>{MOUNT_SCRIPT.read_text(encoding='utf-8')}</script></body></html>",
-        encoding="utf-8",
-    )
-    return path.as_uri()
-
-
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_page(tmp_path_factory.mktemp("explorer") / "page.html", make_explorer())
@@ -124,11 +68,6 @@ def shown(page: Any, address: str) -> Iterator[Any]:
     yield page
     assert page.blocked == []
     assert page.problems == []
-
-
-def settle(page: Any) -> None:
-    """Wait until the page has drawn."""
-    page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
 
 
 def picture(page: Any) -> dict[str, Any]:
@@ -556,100 +495,10 @@ explorer
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[str]:
-    """A JupyterLab with one notebook; yields the notebook's address."""
-    pytest.importorskip("jupyterlab")
-    import urllib.request
-
-    import nbformat
-
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(LIVE_CELL, id="live")],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
-    )
-    nbformat.write(notebook, tmp_path / "live.ipynb")
-    port, token = free_port(), secrets.token_hex(16)
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        **{
-            f"JUPYTER_{name}_DIR": str(tmp_path / f".{name.lower()}")
-            for name in ("CONFIG", "RUNTIME", "DATA")
-        },
-        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / ".workspaces"),
-        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / ".settings"),
-        "IPYTHONDIR": str(tmp_path / ".ipython"),
-    }
-    command = [
-        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"),
-        *(f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"),
-        *(
-            f"--ServerApp.root_dir={tmp_path}",
-            "--LabApp.news_url=",
-            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        ),
-    ]
-    log = (tmp_path / "lab.log").open("w")
-    server = subprocess.Popen(
-        command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
-    )
-    try:
-        for _ in range(240):
-            if server.poll() is not None:
-                break
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.25)
-        else:
-            pytest.fail("JupyterLab did not start within a minute")
-        if server.poll() is not None:
-            pytest.fail(f"JupyterLab did not start:\n{(tmp_path / 'lab.log').read_text()}")
-        yield f"http://127.0.0.1:{port}/lab/tree/live.ipynb?token={token}"
-    finally:
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGTERM)  # the server ends its kernels
-            try:
-                server.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait(15)
-        log.close()
-
-
 @pytest.mark.lab
-def test_live_training_in_jupyterlab(lab: str, open_page: Callable[..., Any]) -> None:
+def test_live_training_in_jupyterlab(run_in_lab: Callable[..., Any]) -> None:
     """Run the cell, choose a step size, train, watch, stop; then fail; then a typing mistake."""
-    from playwright.sync_api import TimeoutError as PlaywrightTimeout
-
-    origin = lab.split("/lab/")[0]
-    page = open_page(allow=(origin + "/", origin.replace("http", "ws") + "/"))
-    page.set_default_timeout(120_000)
-    page.goto(lab)
-    cell = page.locator(".jp-Notebook .jp-CodeCell .cm-content").first
-    cell.wait_for()
-    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
-    # On a cold machine a cell may be run before the kernel or the widget manager is connected, and
-    # is then silently not run or not shown. Do as a person does: run it again.
-    for _ in range(6):
-        cell.click()
-        page.keyboard.press("Control+Enter")
-        page.wait_for_timeout(1000)
-        page.wait_for_function(  # never two runs in the queue: the second would replace the widget
-            "!document.querySelector('.jp-Notebook .jp-InputPrompt').textContent.includes('*')"
-        )
-        with contextlib.suppress(PlaywrightTimeout):
-            page.wait_for_selector(".eos-x .eos-line[d^=M]", state="attached", timeout=20_000)
-            break
-    page.wait_for_selector(".eos-x .eos-line[d^=M]", state="attached")
+    page = run_in_lab(LIVE_CELL, ".eos-x .eos-line[d^=M]")
     assert page.locator(".eos-origin").inner_text() == "3 runs; train more at any η"
 
     # between the runs the slider is continuous, and says that there is nothing yet

@@ -1,0 +1,61 @@
+"""Small pages that show widgets without a kernel, exactly as the book embeds them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ipywidgets.embed import embed_data
+
+MOUNT_SCRIPT = Path(__file__).resolve().parents[2] / "book" / "_ext" / "static_widgets.js"
+
+
+def write_page(path: Path, *widgets: Any, share: bool = False, theme: str | None = None) -> str:
+    """Write a page with these widgets, as a notebook exporter would; return its file:// address.
+
+    `share`: keep long strings in scripts of their own, as the book's build does.
+    """
+    embedded = embed_data(views=list(widgets), drop_defaults=False)
+    state, views = embedded["manager_state"], embedded["view_specs"]
+    scripts = []
+    if share:
+
+        def put(text: str) -> dict[str, str]:
+            name = hashlib.sha256(text.encode()).hexdigest()[:16]
+            file = path.with_name(f"{name}.js")
+            file.write_text(
+                "self.__eosShared = self.__eosShared || {};"
+                f"self.__eosShared[{json.dumps(name)}] = {json.dumps(text)};"
+            )
+            scripts.append(f'<script src="{file.name}"></script>')
+            return {"$shared": name}
+
+        for model in state["state"].values():
+            for key in {"_esm", "_css"} & model["state"].keys():
+                model["state"][key] = put(model["state"][key])
+            for buffer in model.get("buffers", []):
+                buffer["data"] = put(buffer["data"])
+
+    def script(kind: str, content: Any) -> str:
+        text = json.dumps(content).replace("</", "<\\/")
+        return f'<script type="application/vnd.jupyter.widget-{kind}+json">{text}</script>'
+
+    attribute = f' data-theme="{theme}"' if theme else ""
+    path.write_text(
+        f'<!doctype html><html lang="en"{attribute}><head><meta charset="utf-8"><title>test</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        + script("state", state)
+        + "".join(scripts)
+        + "</head><body style='margin: 0 auto; padding: 12px; max-width: 740px'>"
+        + "".join(f"<div>{script('view', view)}</div>" for view in views)
+        + f"<script>{MOUNT_SCRIPT.read_text(encoding='utf-8')}</script></body></html>",
+        encoding="utf-8",
+    )
+    return path.as_uri()
+
+
+def settle(page: Any) -> None:
+    """Wait until the page has drawn."""
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
