@@ -3,6 +3,9 @@
 ``fc-tanh`` is Cohen et al.'s fully connected network: flatten, then hidden layers of 200 units with
 the activation after each, then a linear output layer; biases everywhere; PyTorch's default
 initialization. Its siblings exchange the activation. Widths and initialization are free.
+
+``vgg11`` and ``vgg11-bn`` are configuration A of Simonyan and Zisserman (2015) as it is used for
+images of 32 × 32 pixels, without dropout.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from torch import nn
 
 from eoslib._names import look_up
 
-__all__ = ["ACTIVATIONS", "ARCHITECTURES", "build", "fully_connected"]
+__all__ = ["ACTIVATIONS", "ARCHITECTURES", "build", "fully_connected", "vgg11"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -74,10 +77,42 @@ INITIALIZATIONS: dict[str, Callable[[nn.Module], None]] = {
 }
 
 
+#: Output channels of the convolutions of configuration A; None halves the image.
+_VGG11 = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
+
+
+def vgg11(num_inputs: int, num_outputs: int, *, batch_norm: bool = False) -> nn.Sequential:
+    """Eight 3 × 3 convolutions and three linear layers, for images of 32 × 32 pixels.
+
+    Convolution weights are N(0, 2/(9 · output channels)), their biases zero; the linear layers have
+    PyTorch's default initialization.
+
+    Args:
+        num_inputs: channels of the images.
+        num_outputs: columns of the output.
+        batch_norm: normalise after every convolution.
+    """
+    layers: list[nn.Module] = []
+    channels = num_inputs
+    for width in _VGG11:
+        if width is None:
+            layers.append(nn.MaxPool2d(2))
+            continue
+        convolution = nn.Conv2d(channels, width, 3, padding=1)
+        nn.init.normal_(convolution.weight, std=(2 / (9 * width)) ** 0.5)
+        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+        layers += [convolution, *([nn.BatchNorm2d(width)] if batch_norm else []), nn.ReLU()]
+        channels = width
+    layers.append(nn.Flatten())
+    for _ in range(2):
+        layers += [nn.Linear(512, 512), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(512, num_outputs))
+
+
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     f"fc-{activation}": partial(fully_connected, activation=activation)
     for activation in ACTIVATIONS
-}
+} | {"vgg11": vgg11, "vgg11-bn": partial(vgg11, batch_norm=True)}
 
 
 def build(
@@ -96,7 +131,7 @@ def build(
 
     Args:
         name: a key of `ARCHITECTURES`, for instance ``"fc-tanh"``.
-        num_inputs: numbers per example.
+        num_inputs: numbers per example, or channels of the images for a convolutional network.
         num_outputs: columns of the output.
         seed: seed of the initial weights.
         dtype: dtype of the parameters.

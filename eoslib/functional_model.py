@@ -11,10 +11,9 @@ goes through ``torch.vmap``, which is correct and several times slower.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -108,11 +107,19 @@ class FunctionalModel:
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
         """Outputs ``(m, ...)`` for θ ``(P,)`` and inputs ``(m, ...)``; or ``(R, m, ...)``."""
-        if theta.ndim == 2:
-            return self._at_several_points(theta, x)
-        with self._lock, self._attention():
-            self._fill_slots(self.split(theta))
-            outputs = self._module(x)
+        return self.apply(self.split(theta), x)
+
+    def apply(self, parts: Sequence[Tensor], x: Tensor) -> Tensor:
+        """The same for θ in parts, as `split` returns them."""
+        if self.holds_several(parts):
+            return self._at_several_points(parts, x)
+        with self._lock:
+            self._fill_slots(parts)
+            if self._fused_attention:
+                with sdpa_kernel(SDPBackend.MATH):
+                    outputs = self._module(x)
+            else:
+                outputs = self._module(x)
         return outputs if self._output is None else self._output(outputs)
 
     def split(self, theta: Tensor) -> list[Tensor]:
@@ -120,6 +127,10 @@ class FunctionalModel:
         parts = theta.split_with_sizes(self._sizes, dim=-1)
         rows = theta.shape[:-1]
         return [part.view(rows + shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def holds_several(self, parts: Sequence[Tensor]) -> bool:
+        """Whether these are the parts of R parameter vectors, not of one."""
+        return parts[0].ndim > len(self._shapes[0])
 
     def module_at(self, theta: Tensor) -> nn.Module:
         """A fresh copy of the module as it was given, with θ for its parameters."""
@@ -220,26 +231,21 @@ class FunctionalModel:
                 "(activation checkpointing and fused kernels are common causes)"
             ) from error
 
-    def _fill_slots(self, parts: list[Tensor]) -> None:
+    def _fill_slots(self, parts: Sequence[Tensor]) -> None:
         for slots, part in zip(self._slots, parts, strict=True):
             for parameters, key in slots:
                 parameters[key] = part
 
-    def _attention(self) -> contextlib.AbstractContextManager[None]:
-        if self._fused_attention:
-            return sdpa_kernel(SDPBackend.MATH)
-        return contextlib.nullcontext()
-
     # -- several parameter vectors at once ------------------------------------------------------
 
-    def _at_several_points(self, theta: Tensor, x: Tensor) -> Tensor:
+    def _at_several_points(self, parts: Sequence[Tensor], x: Tensor) -> Tensor:
         if self._chain is None or x.ndim != 2:
-            return torch.vmap(self, in_dims=(0, None))(theta, x)
-        parts = dict(zip(self._names, self.split(theta), strict=True))
-        hidden = x.expand(theta.shape[0], *x.shape)
+            return torch.vmap(self.apply, in_dims=(0, None))(list(parts), x)
+        named = dict(zip(self._names, parts, strict=True))
+        hidden = x.expand(len(parts[0]), *x.shape)
         for layer, weight, bias in self._chain:
             if isinstance(layer, nn.Linear):
-                hidden = _linear(hidden, parts[weight], parts.get(bias))
+                hidden = _linear(hidden, named[weight], named.get(bias))
             else:
                 hidden = layer(hidden)
         return hidden if self._output is None else torch.vmap(self._output)(hidden)

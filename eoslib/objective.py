@@ -14,7 +14,7 @@ not by their arithmetic, so R runs cost little more than one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -125,21 +125,23 @@ class Objective:
         """L(θ), 0-d, or ``(R,)``; one forward pass."""
         point = self._checked_point(theta)
         with torch.no_grad(), full_precision(self.device):
-            return self._sum(self._part(point, x, y) for x, y in self._chunks())
+            parts = self.model.split(point)
+            return self._sum(self._part(parts, x, y) for x, y in self._chunks())
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """L(θ), 0-d or ``(R,)``, and ∇L(θ), of θ's shape; one forward and one backward pass."""
-        leaf = self._leaf(theta)
-        values, gradients = [], []
+        leaves = self._leaves(theta)
+        values: list[Tensor] = []
+        total: Tensor | None = None
         with torch.enable_grad(), full_precision(self.device):
             for x, y in self._chunks():
-                part = self._part(leaf, x, y)
-                gradients.append(_gradient(part, leaf))
+                part = self._part(leaves, x, y)
+                gradient = _flat(_gradients(part, leaves), part.ndim)
+                total = gradient if total is None else total.add_(gradient)
                 values.append(part.detach())
-                if len(values) > 1:  # one vector of length P at a time
-                    gradients = [gradients[0].add_(gradients[1])]
+        assert total is not None
         self.num_gradients += 1
-        return self._sum(values), gradients[0]
+        return self._sum(values), total
 
     def gradient(self, theta: Tensor) -> Tensor:
         """∇L(θ), of θ's shape."""
@@ -166,27 +168,24 @@ class Objective:
         Raises:
             ValueError: θ has another shape than ``(P,)``.
         """
-        leaf = self._leaf(theta, several=False)
+        leaves = self._leaves(theta, several=False)
 
         def linearize(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-            outputs = self.model(leaf, x)
+            outputs = self.model.apply(leaves, x)
             if not outputs.requires_grad:
                 return torch.zeros_like
             detached = outputs.detach().requires_grad_()
             terms = self.loss.terms(detached, y).sum() / self.num_examples
-            (slope,) = torch.autograd.grad(terms, detached, create_graph=True)
+            slope = _gradients(terms, [detached], create_graph=True)
             dummy = torch.zeros_like(outputs, requires_grad=True)
-            (pulled,) = torch.autograd.grad(
-                outputs, leaf, dummy, create_graph=True, materialize_grads=True
+            pulled = torch.autograd.grad(
+                outputs, leaves, dummy, create_graph=True, materialize_grads=True
             )
 
             def product(vector: Tensor) -> Tensor:
-                (pushed,) = torch.autograd.grad(pulled, dummy, vector, retain_graph=True)
-                bent = _second_backward(slope, detached, pushed)
-                (result,) = torch.autograd.grad(
-                    outputs, leaf, bent, retain_graph=True, materialize_grads=True
-                )
-                return result
+                (pushed,) = _products(pulled, [dummy], self.model.split(vector))
+                bent = _products(slope, [detached], [pushed])
+                return _flat(_products([outputs], leaves, bent))
 
             return product
 
@@ -209,18 +208,14 @@ class Objective:
         Raises:
             ValueError: θ, u or v does not have shape ``(P,)``.
         """
-        leaf = self._leaf(theta, several=False)
-        u = self._checked_point(u, several=False)
-        v = u if v is None else self._checked_point(v, several=False)
+        leaves = self._leaves(theta, several=False)
+        u_parts = self.model.split(self._checked_point(u, several=False))
+        v_parts = u_parts if v is None else self.model.split(self._checked_point(v, several=False))
 
         def part(x: Tensor, y: Tensor) -> Tensor:
-            gradient = _gradient(self._part(leaf, x, y), leaf, create_graph=True)
-            if not gradient.requires_grad:
-                return torch.zeros_like(leaf)
-            (bent,) = torch.autograd.grad(
-                gradient, leaf, v, create_graph=True, materialize_grads=True
-            )
-            return _second_backward(bent, leaf, u)
+            gradients = _gradients(self._part(leaves, x, y), leaves, create_graph=True)
+            bent = _products(gradients, leaves, v_parts, create_graph=True)
+            return _flat(_products(bent, leaves, u_parts))
 
         with torch.enable_grad(), full_precision(self.device):
             return self._sum(part(x, y) for x, y in self._chunks())
@@ -290,9 +285,11 @@ class Objective:
             )
         return theta.to(self.device, self.dtype)
 
-    def _leaf(self, theta: Tensor, *, several: bool = True) -> Tensor:
+    def _leaves(self, theta: Tensor, *, several: bool = True) -> list[Tensor]:
+        """θ in parts that autograd differentiates by: cheaper than slices of one flat leaf."""
         # A copy: the operator and the module's slots outlive the caller's next update of theta.
-        return self._checked_point(theta, several=several).detach().clone().requires_grad_()
+        point = self._checked_point(theta, several=several).detach().clone()
+        return [part.requires_grad_() for part in self.model.split(point)]
 
     @property
     def _single_chunk(self) -> bool:
@@ -306,18 +303,20 @@ class Objective:
             self.inputs.split(self.chunk_size), self.targets.split(self.chunk_size), strict=True
         )
 
-    def _part(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def _part(self, parts: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
         """One chunk's share of L(θ): 0-d, or ``(R,)``."""
-        outputs = self.model(theta, x)
-        if theta.ndim == 1:
-            part = self.loss.terms(outputs, y).sum()
+        outputs = self.model.apply(parts, x)
+        if not self.model.holds_several(parts):
+            share = self.loss.terms(outputs, y).sum()
         else:
-            rows = theta.shape[0]
+            rows = len(parts[0])
             repeated = y.expand(rows, *y.shape).reshape(-1, *y.shape[1:])
-            part = self.loss.terms(outputs.flatten(0, 1), repeated).reshape(rows, -1).sum(dim=1)
-        part = part / self.num_examples
+            share = self.loss.terms(outputs.flatten(0, 1), repeated).reshape(rows, -1).sum(dim=1)
+        share = share / self.num_examples
+        if share.requires_grad or not parts[0].requires_grad:
+            return share
         # A network whose outputs ignore θ has a constant loss: gradient zero, not an error.
-        return part if part.requires_grad or not theta.requires_grad else part + 0 * theta.sum()
+        return share + 0 * parts[0].sum()
 
     @staticmethod
     def _sum(parts: Any) -> Tensor:
@@ -343,13 +342,14 @@ class Hessian(SymmetricOperator):
     def __init__(self, objective: Objective, theta: Tensor) -> None:
         """Prepare products at θ; one gradient with its graph."""
         self._objective = objective
-        self._leaf = objective._leaf(theta)
-        self._graph: Tensor | None = None
+        self._leaves = objective._leaves(theta)
+        self._graph: Sequence[Tensor] | None = None
         if objective._single_chunk:
             with torch.enable_grad(), full_precision(objective.device):
-                part = objective._part(self._leaf, objective.inputs, objective.targets)
-                self._graph = _gradient(part, self._leaf, create_graph=True)
-            self.value, self.gradient = part.detach(), self._graph.detach()
+                part = objective._part(self._leaves, objective.inputs, objective.targets)
+                self._graph = _gradients(part, self._leaves, create_graph=True)
+            self.value = part.detach()
+            self.gradient = _flat([g.detach() for g in self._graph], part.ndim)
             objective.num_gradients += 1
         else:
             self.value, self.gradient = objective.value_and_gradient(theta)
@@ -367,10 +367,9 @@ class Hessian(SymmetricOperator):
         objective.num_products += 1
         with torch.enable_grad(), full_precision(objective.device):
             if self._graph is not None:
-                return _second_backward(self._graph, self._leaf, vector)
+                return self._product_of(self._graph, vector)
             return objective._sum(
-                _second_backward(graph, self._leaf, vector, keep_graph=False)
-                for graph in self._chunk_graphs()
+                self._product_of(graph, vector, keep_graph=False) for graph in self._chunk_graphs()
             )
 
     def _hessian_block(self, rows: Tensor) -> Tensor:
@@ -381,36 +380,60 @@ class Hessian(SymmetricOperator):
             graphs = self._chunk_graphs() if self._graph is None else [self._graph]
             return objective._sum(self._products_of(graph, rows) for graph in graphs)
 
-    def _products_of(self, graph: Tensor, rows: Tensor) -> Tensor:
+    def _products_of(self, graph: Sequence[Tensor], rows: Tensor) -> Tensor:
         # A chunk's graph is freed with its last product, before the next chunk's is built.
         last = None if self._graph is not None else len(rows) - 1
         products = [
-            _second_backward(graph, self._leaf, row, keep_graph=index != last)
-            for index, row in enumerate(rows)
+            self._product_of(graph, row, keep_graph=index != last) for index, row in enumerate(rows)
         ]
         return torch.stack(products)
 
-    def _chunk_graphs(self) -> Iterator[Tensor]:
+    def _product_of(
+        self, graph: Sequence[Tensor], vector: Tensor, *, keep_graph: bool = True
+    ) -> Tensor:
+        parts = self._objective.model.split(vector)
+        return _flat(_products(graph, self._leaves, parts, keep_graph=keep_graph), vector.ndim - 1)
+
+    def _chunk_graphs(self) -> Iterator[Sequence[Tensor]]:
         for x, y in self._objective._chunks():
-            part = self._objective._part(self._leaf, x, y)
-            yield _gradient(part, self._leaf, create_graph=True)
+            part = self._objective._part(self._leaves, x, y)
+            yield _gradients(part, self._leaves, create_graph=True)
 
 
-def _gradient(part: Tensor, leaf: Tensor, *, create_graph: bool = False) -> Tensor:
-    """The gradient of a loss, or of each of R independent losses, with respect to its point."""
-    (gradient,) = torch.autograd.grad(
-        part if part.ndim == 0 else part.sum(), leaf, create_graph=create_graph
+def _gradients(
+    part: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False
+) -> Sequence[Tensor]:
+    """The gradient of a loss, or of each of R independent losses, by the parts of its point."""
+    return torch.autograd.grad(
+        part if part.ndim == 0 else part.sum(),
+        leaves,
+        create_graph=create_graph,
+        materialize_grads=True,
     )
-    return gradient
 
 
-def _second_backward(
-    gradient: Tensor, leaf: Tensor, vector: Tensor, *, keep_graph: bool = True
-) -> Tensor:
-    """d(gradient · vector)/d(leaf): one Hessian-vector product from a gradient with its graph."""
-    if not gradient.requires_grad:  # the loss is linear in theta: its Hessian is zero
-        return torch.zeros_like(leaf)
-    (product,) = torch.autograd.grad(
-        gradient, leaf, grad_outputs=vector, retain_graph=keep_graph, materialize_grads=True
+def _products(
+    gradients: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    *,
+    keep_graph: bool = True,
+    create_graph: bool = False,
+) -> Sequence[Tensor]:
+    """d(gradients · vectors)/d(leaves): one Hessian-vector product from a gradient's graph."""
+    pairs = [(g, v) for g, v in zip(gradients, vectors, strict=True) if g.requires_grad]
+    if not pairs:  # the loss is linear in theta: its Hessian is zero
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad(
+        [gradient for gradient, _ in pairs],
+        leaves,
+        grad_outputs=[vector for _, vector in pairs],
+        retain_graph=keep_graph,
+        create_graph=create_graph,
+        materialize_grads=True,
     )
-    return product
+
+
+def _flat(parts: Sequence[Tensor], rows_ndim: int = 0) -> Tensor:
+    """Parts in the shapes of the parameters as one vector ``(P,)``, or as R rows of it."""
+    return torch.cat([part.flatten(rows_ndim) for part in parts], dim=-1)

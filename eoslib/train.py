@@ -149,7 +149,8 @@ def train(
         num_steps: updates to make, ≥ 1; steps 0..num_steps are measured.
         theta: where to start, ``(P,)``.
         sharpness: the tracker; default tracks one eigenvalue to a relative accuracy of 1e-3.
-            Recorded as ``sharpness`` ``(m,)``, and when it reports several also as ``eigenvalues`` ``(m, k)``.
+            Recorded as ``sharpness`` ``(m,)``, and also as ``eigenvalues`` ``(m, k)`` if it
+            reports several.
         sharpness_schedule: when to measure it; default every 5 steps.
         measurements: further quantities.
         stop: stop rules, asked after the measurements of each step; the first that answers ends
