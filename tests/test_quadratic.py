@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ pytest.importorskip("anywidget")
 import traitlets
 
 from eoslib.widgets.quadratic import CURVATURE_RANGES, LR_RANGE, QuadraticExplorer
+from tests.node import find_node
 
 RULES = [
     {"momentum": momentum, "beta": beta, "lr": lr}
@@ -145,10 +144,6 @@ def test_the_program_is_small() -> None:
 @pytest.fixture(scope="module")
 def in_node(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A function that evaluates an expression of `widget`, the program the page runs, in Node."""
-    node = shutil.which("node")
-    if node is None:
-        message = "no Node found: the widget's JavaScript was not compared with eoslib"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     folder = tmp_path_factory.mktemp("node")
     (folder / "widget.mjs").write_text(QuadraticExplorer._esm, encoding="utf-8")
 
@@ -157,7 +152,7 @@ def in_node(tmp_path_factory: pytest.TempPathFactory) -> Any:
             "import * as widget from './widget.mjs';"
             f"console.log(JSON.stringify(({expression})(...{json.dumps(arguments)})));"
         )
-        command = [node, "--input-type=module", "--eval", script]
+        command = [find_node(), "--input-type=module", "--eval", script]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
