@@ -375,25 +375,32 @@ class _Search:
 
     def _orthonormalised(self, vectors: Tensor) -> Tensor:
         for _ in range(10):
-            largest = vectors.abs().amax(dim=1, keepdim=True)
-            vectors = vectors / largest  # squares of tiny numbers would underflow
-            vectors = vectors / vectors.norm(dim=1, keepdim=True)
+            vectors = self._normalised(vectors)[0]
             for _ in range(2):  # "twice is enough" (Parlett 1998, §6.9)
                 vectors = self._without_basis(vectors)
-            left = vectors.norm(dim=1, keepdim=True)
-            good = left > 1e2 * torch.finfo(vectors.dtype).eps
-            open_runs = [run for run, result in enumerate(self.results) if result is None]
-            flags = good[:, 0].tolist()
-            vectors = self._without_basis(vectors / left)
-            if all(flags[run] for run in open_runs):
+            vectors, left = self._normalised(vectors)
+            if self.filled == 0:
                 return vectors
-            vectors = vectors.clone()
-            for run in open_runs:
-                if not flags[run]:  # nothing was left: it lay in the span
-                    vectors[run] = _gaussian(self.operator, self.generator)
+            smallest = 1e2 * torch.finfo(vectors.dtype).eps
+            empty = [
+                run
+                for run, norm in enumerate(left.tolist())
+                if self.results[run] is None and not norm > smallest
+            ]
+            vectors = self._without_basis(vectors)  # what rounding left, made visible by scaling
+            if not empty:
+                return vectors
+            for run in empty:  # nothing was left: it lay in the span
+                vectors[run] = _gaussian(self.operator, self.generator)
         raise RuntimeError(
             f"no direction orthogonal to {self.filled} vectors of length {vectors.shape[1]} found"
         )
+
+    @staticmethod
+    def _normalised(vectors: Tensor) -> tuple[Tensor, Tensor]:
+        # In float64, because the squares of tiny and of huge float32 numbers have no place there.
+        norms = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
+        return vectors / norms[:, None].to(vectors.dtype), norms
 
     def _without_basis(self, vectors: Tensor) -> Tensor:
         if self.filled == 0:
@@ -416,19 +423,19 @@ class _Search:
 
     def _error_estimates(self, values: _Array, norms: _Array, known: _Array) -> _Array:
         """Kato and Temple's bound for each of the k leading values, with the best c; see above."""
-        best = np.full((self.num_runs, min(self.k, values.shape[1])), np.inf)
-        squares = np.cumsum(norms**2, axis=1)
-        for c in range(1, norms.shape[1] + 1):
-            mu = values[:, c] if c < values.shape[1] else np.full(self.num_runs, -np.inf)
-            if c < known.shape[1]:
-                mu = np.maximum(mu, known[:, c])
-            head = best[:, :c]
-            gap = values[:, : head.shape[1]] - mu[:, None]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                bound = np.where(
-                    (gap > 0) & np.isfinite(gap), squares[:, c - 1, None] / gap, np.inf
-                )
-            np.minimum(head, bound, out=head)
+        tried = norms.shape[1]
+        mu = np.full((self.num_runs, tried), -np.inf)
+        mu[:, : values.shape[1] - 1] = values[:, 1 : tried + 1]
+        width = min(tried, known.shape[1] - 1)
+        if width > 0:
+            mu[:, :width] = np.maximum(mu[:, :width], known[:, 1 : width + 1])
+        asked = min(self.k, values.shape[1])
+        # bound[run, i, c]: of the i-th value, from the first c + 1 residuals
+        gaps = values[:, :asked, None] - mu[:, None, :]
+        squares = np.cumsum(norms**2, axis=1)[:, None, :]
+        usable = (gaps > 0) & (gaps < np.inf) & (np.arange(tried) >= np.arange(asked)[:, None])
+        bounds = np.where(usable, squares / np.where(usable, gaps, 1), np.inf)
+        best: _Array = bounds.min(axis=2)
         return best
 
     def _restart(self, coefficients: _Array) -> None:

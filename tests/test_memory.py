@@ -16,8 +16,10 @@ from eoslib import Objective
 torch.set_num_threads(1)
 torch.manual_seed(0)
 n, chunk_size = {n}, {chunk_size}
-model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.Softplus(), nn.Conv2d(16, 16, 3, padding=1),
-                      nn.Softplus(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 2))
+model = nn.Sequential(
+    nn.Conv2d(1, 16, 3, padding=1), nn.Softplus(), nn.Conv2d(16, 16, 3, padding=1),
+    nn.Softplus(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 2),
+)
 inputs, targets = torch.randn(n, 1, 24, 24), torch.randn(n, 2)
 objective = Objective(model, inputs, targets, chunk_size=chunk_size)
 theta = objective.initial_point
