@@ -161,7 +161,9 @@ def lanczos(
             epsilons times the largest |Ritz value| seen, below which products are rounding. Some
             eigenvalue then lies that close; the error is of order (rtol × |θ|)²/gap.
         accuracy: if given, a pair has also converged when the estimated relative error of its
-            *eigenvalue* is at most this; much cheaper when the eigenvector is not needed.
+            *eigenvalue* is at most this. Much cheaper, and right for a start near the leading
+            eigenvectors; from a random one it stops so early that it may stop at the second pair
+            (1 to 12 % of seeds on a 481-parameter network, against 0.25 % with rtol = 1e-4 alone).
         max_products: give up after so many products; default 20·k + 200.
         max_basis: basis size m at which the method restarts; at least 2k + 4. Default: 48, or as
             many as fit into 1 GiB.

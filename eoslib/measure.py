@@ -1,26 +1,38 @@
-"""The sharpness of somebody else's model, in one line."""
+"""Somebody else's model, data and loss: their sharpness in one line, and adapters for the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from eoslib.data import Dataset
 from eoslib.eigen import lanczos
 from eoslib.functional_model import BatchNormMode
-from eoslib.losses import Loss
+from eoslib.losses import Loss, cross_entropy, get_loss, square_loss
 from eoslib.objective import Objective
 
-__all__ = ["sharpness"]
+__all__ = ["Data", "as_loss", "full_batch", "sharpness"]
+
+Data: TypeAlias = (
+    Dataset | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]] | TorchDataset[Any]
+)
+
+#: The factor between an entry of PyTorch's loss and one of ours.
+_TORCH_LOSSES: dict[type[nn.Module], tuple[float, Loss]] = {
+    nn.CrossEntropyLoss: (1.0, cross_entropy),
+    nn.MSELoss: (2.0, square_loss),
+}
 
 
 def sharpness(
     model: nn.Module,
-    data: Dataset | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]],
-    loss: str | Loss = "square",
+    data: Data,
+    loss: str | Loss | nn.Module = "square",
     *,
     chunk_size: int | None = None,
     batch_norm: BatchNormMode | None = None,
@@ -36,36 +48,39 @@ def sharpness(
 
     Args:
         model: see `Objective`; it is not changed. Dropout must be off (``model.eval()``).
-        data: a `Dataset`, a pair ``(inputs, targets)``, or an iterable of such pairs, such as a
-            ``DataLoader``; its batches are joined, so the last one may be smaller.
-        loss: ``"square"`` (½, summed over outputs, averaged over examples), ``"cross_entropy"``, or
-            a `Loss`.
+        data: a `Dataset`, a pair ``(inputs, targets)``, a PyTorch data set, or an iterable of
+            batches such as a ``DataLoader``; see `full_batch`.
+        loss: ``"square"`` (½, summed over outputs, averaged over examples), ``"cross_entropy"``,
+            a `Loss`, or a PyTorch loss module that `as_loss` knows.
         chunk_size: examples per pass, to bound the memory.
         batch_norm: whose statistics batch normalisation takes, if the model has any: "full_batch",
             "ghost" or "running"; see `Objective`.
         output: takes the tensor of outputs out of what the model returns, if that is an object.
-        rtol: relative accuracy of the eigenvalue.
+        rtol: residual norm at which the eigenvalue has converged, relative to it; its error is much
+            smaller.
         device: default: where the model is.
         dtype: default: the model's if that is float32 or float64, else float32.
 
     Raises:
-        ValueError: the model or the data do not fit; see `Objective`.
+        ValueError: the model, the data or the loss do not fit; see `Objective`.
         UnconvergedError: the eigenvalue was not found to ``rtol``.
 
     Cost: some tens of Hessian-vector products.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     parameters = list(model.parameters())
     if not parameters:
         raise ValueError("the model has no parameters")
     if dtype is None:
         own = parameters[0].dtype
         dtype = own if own in (torch.float32, torch.float64) else torch.float32
-    inputs, targets = _joined(data)
+    inputs, targets = full_batch(data)
     objective = Objective(
         model,
         inputs,
         targets,
-        loss,
+        as_loss(loss),
         chunk_size=chunk_size,
         batch_norm=batch_norm,
         output=output,
@@ -73,22 +88,107 @@ def sharpness(
         dtype=dtype,
     )
     hessian = objective.hessian(objective.initial_point)
-    return lanczos(hessian, rtol=1e-4, accuracy=rtol).eigenvalue()
+    return lanczos(hessian, rtol=rtol).eigenvalue()
 
 
-def _joined(
-    data: Dataset | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]],
-) -> tuple[Tensor, Tensor]:
+def full_batch(data: Data) -> tuple[Tensor, Tensor]:
+    """All examples at once, as ``(inputs, targets)``: what an `Objective` is made of.
+
+    Args:
+        data: a `Dataset`, a pair ``(inputs, targets)``, a PyTorch data set, or an iterable of
+            batches ``(inputs, targets)`` such as a ``DataLoader``. Batches are joined, so the last
+            one may be smaller, and shuffling changes nothing but the order. Random augmentation
+            is frozen as it came out this once.
+
+    Raises:
+        ValueError: there is no batch; a batch is no pair of tensors; the batches do not fit
+            together; the loader leaves out its last, smaller batch (``drop_last=True``).
+    """
     if isinstance(data, Dataset):
         return data.inputs, data.targets
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
         return data[0], data[1]
-    batches = list(data)
+    batches = list(DataLoader(data, batch_size=256) if isinstance(data, TorchDataset) else data)
     if not batches:
         raise ValueError("the data set is empty: it yielded no batch")
-    if any(len(batch) != 2 for batch in batches):
-        raise ValueError(
-            "expected batches of (inputs, targets); wrap the loader so that it yields these"
-        )
+    for batch in batches:
+        if not (
+            isinstance(batch, tuple | list)
+            and len(batch) == 2
+            and all(isinstance(part, Tensor) and part.ndim > 0 for part in batch)
+        ):
+            raise ValueError(
+                f"expected batches of (inputs, targets), two tensors, got {_described(batch)}; "
+                "wrap the loader so that it yields these, for instance "
+                '[(batch["x"], batch["y"]) for batch in loader]'
+            )
     inputs, targets = zip(*batches, strict=True)
-    return torch.cat(inputs), torch.cat(targets)
+    if isinstance(data, DataLoader) and data.drop_last and data.batch_size is not None:
+        given, kept = len(data.sampler), sum(len(part) for part in inputs)  # type: ignore[arg-type]
+        if kept < given:
+            raise ValueError(
+                f"the loader has drop_last=True and left out {given - kept} of {given} examples; "
+                "the loss is that of all of them, so give a loader with drop_last=False"
+            )
+    return _joined("inputs", inputs), _joined("targets", targets)
+
+
+def as_loss(loss: str | Loss | nn.Module) -> Loss:
+    """The `Loss` that is meant, with the factor that it has.
+
+    A PyTorch module keeps its own convention. ``nn.CrossEntropyLoss()`` averages over examples, and
+    over positions where there are several per example. ``nn.MSELoss()`` averages over examples and
+    over their K outputs, without a ½: it is 2/K times ``"square"``, and so is its sharpness.
+
+    Args:
+        loss: a name, a `Loss`, ``nn.CrossEntropyLoss()`` or ``nn.MSELoss()``.
+
+    Raises:
+        ValueError: the name is unknown; the module is another one, has class weights, label
+            smoothing or an ignored class, or does not average (``reduction="mean"``).
+    """
+    if isinstance(loss, str | Loss):
+        return get_loss(loss)
+    known = _TORCH_LOSSES.get(type(loss))
+    if (
+        known is None
+        or loss.reduction != "mean"
+        or getattr(loss, "weight", None) is not None
+        or getattr(loss, "label_smoothing", 0) > 0
+        or getattr(loss, "ignore_index", -1) >= 0
+    ):
+        raise ValueError(
+            f"got the loss {loss!r}; known are 'square', 'cross_entropy', nn.CrossEntropyLoss() "
+            "and nn.MSELoss(), which average, without weights, smoothing or ignored labels. Write "
+            "any other as Loss(name, label, terms, check), where terms(outputs, targets) does not "
+            "average: its entries, one row per example, sum to the loss of all examples"
+        )
+    factor, convention = known
+
+    def terms(outputs: Tensor, targets: Tensor) -> Tensor:
+        entries = convention.terms(outputs, targets)
+        return factor * entries / entries[0].numel()
+
+    name = type(loss).__name__
+    return Loss(name, f"train loss (nn.{name})", terms, convention.check)
+
+
+def _joined(name: str, parts: tuple[Tensor, ...]) -> Tensor:
+    shapes = {tuple(part.shape[1:]) for part in parts}
+    if len(shapes) > 1:
+        shown = " and ".join(map(str, sorted(shapes)[:2]))
+        raise ValueError(
+            f"the {name} of an example have shape {shown} in different batches; make them equal, "
+            "for instance by padding all sequences to one length"
+        )
+    return torch.cat(parts)
+
+
+def _described(batch: object) -> str:
+    if isinstance(batch, dict):
+        return f"a dict with the keys {', '.join(map(repr, batch))}"
+    if isinstance(batch, tuple | list):
+        return f"a {type(batch).__name__} of {', '.join(map(_described, batch)) or 'nothing'}"
+    if isinstance(batch, Tensor):
+        return f"a tensor of shape {tuple(batch.shape)}"
+    return f"a {type(batch).__name__}"

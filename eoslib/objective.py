@@ -45,9 +45,9 @@ class Objective:
     The model given is copied: its parameters, buffers, ``.grad`` and mode are never touched.
 
     Cost, in units of one gradient (a forward and a backward pass over the data): a Hessian-vector
-    product differentiates the gradient's graph (Pearlmutter 1994, by double backward). The first
-    product at a point costs about two gradients, because the graph must be built. Further products
-    at the point (`hessian`) share the graph and cost about one.
+    product differentiates the gradient's graph (Pearlmutter 1994, by double backward). The graph
+    costs one gradient and is shared by all products at a point (`hessian`); each product costs one
+    gradient where the first layer dominates, as it does for a wide input, and up to two elsewhere.
 
     Memory: a gradient holds the activations of one chunk. A Hessian operator of a single-chunk
     objective holds, while it lives, the gradient's graph: about three times the activations of the

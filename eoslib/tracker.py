@@ -14,7 +14,8 @@ Three observations make it cheap:
 Two things guard against following the wrong eigenvector. The search carries one or two Ritz vectors
 more than it reports, so that when the next eigenvalue overtakes, it is already there. And now and
 then a second search starts from random vectors alone, because what came up from further below is
-invisible to a start without any component along it.
+invisible to a start without any component along it: every so many measurements, and whenever the
+run has jumped, so that the nearest measurement is much further away than usual.
 """
 
 from __future__ import annotations
@@ -37,14 +38,22 @@ __all__ = ["SharpnessTracker"]
 #: one's: clusters of eigenvalues near the edge exchange places from one measurement to the next.
 _CLUSTER = 0.9
 
+#: A run has jumped when the nearest measurement is this many times further away than those before.
+_JUMP = 5.0
+
 
 @dataclass
 class _Memory:
-    """One measurement of one run: where, the Ritz vectors to begin with, all known values."""
+    """One measurement of one run: where, how far from the nearest before it, what was found."""
 
     theta: Tensor
+    distance: float
     vectors: Tensor
     known: Tensor
+
+    @property
+    def start(self) -> Start:
+        return Start(self.vectors, self.known)
 
 
 class SharpnessTracker:
@@ -132,14 +141,21 @@ class SharpnessTracker:
         if len(self._memories) != len(points):
             self._memories = [[] for _ in points]
         before = operator.num_products
-        starts = [
-            _nearest(memory, point) for memory, point in zip(self._memories, points, strict=True)
+        near = [
+            _nearest(memories, point)
+            for memories, point in zip(self._memories, points, strict=True)
         ]
-        if self._count % self._cold_every == 0 or None in starts:
+        starts = [None if memory is None else memory.start for memory, _ in near]
+        jumped = any(
+            distance > _JUMP * max(memory.distance for memory in memories)
+            for memories, (_, distance) in zip(self._memories, near, strict=True)
+            if memories
+        )
+        if self._count % self._cold_every == 0 or jumped or None in starts:
             starts = self._joined_with_cold(operator, starts)
         results = self._search(operator, starts, self._rtol)
         for run, (point, result) in enumerate(zip(points, results, strict=True)):
-            self._remember(run, point, result)
+            self._remember(run, point, near[run][1], result)
             self.unconverged += result.status is not EigenStatus.CONVERGED
         self._count += 1
         self.num_products += operator.num_products - before
@@ -161,7 +177,7 @@ class SharpnessTracker:
         return values
 
     def _search(
-        self, operator: SymmetricOperator, starts: list[Start | None], accuracy: float
+        self, operator: SymmetricOperator, starts: list[Start | None], accuracy: float | None
     ) -> list[EigenResult]:
         return lanczos_together(
             _as_several(operator),
@@ -178,13 +194,13 @@ class SharpnessTracker:
         """The starts joined with what a search from random vectors alone has found.
 
         The larger of the two answers is right; joined, the next search returns it. The random
-        search is stricter, because an unlucky draw may converge to the second pair before it sees
-        the first.
+        search stops by the residual, because an unlucky draw may converge to the second pair before
+        it sees the first.
         """
         size = (operator.size, min(self.k + 1, operator.size))
         draw = torch.randn(size, generator=self._generator, dtype=torch.float64)
         random = Start(draw.to(operator.device, operator.dtype), torch.empty(0))
-        found = self._search(operator, [random] * len(starts), 0.1 * self._rtol)
+        found = self._search(operator, [random] * len(starts), None)
         joined: list[Start | None] = []
         for start, result in zip(starts, found, strict=True):
             if result.status is EigenStatus.NOT_FINITE:
@@ -195,7 +211,7 @@ class SharpnessTracker:
                 joined.append(Start(vectors, result.subspace_values))
         return joined
 
-    def _remember(self, run: int, point: Tensor, result: EigenResult) -> None:
+    def _remember(self, run: int, point: Tensor, distance: float, result: EigenResult) -> None:
         if result.status is EigenStatus.NOT_FINITE or result.subspace.shape[1] < self.k:
             return
         values = result.subspace_values
@@ -204,17 +220,17 @@ class SharpnessTracker:
             carried += 1
         older = self._memories[run][-1].known if self._memories[run] else values
         known = torch.cat([values, older[len(values) :]])
-        memory = _Memory(point.clone(), result.subspace[:, :carried], known)
+        memory = _Memory(point.clone(), distance, result.subspace[:, :carried], known)
         self._memories[run] = [*self._memories[run][-1:], memory]
 
 
-def _nearest(memories: list[_Memory], point: Tensor) -> Start | None:
-    """A start from the measurement made nearest to this point, the later one on a tie."""
+def _nearest(memories: list[_Memory], point: Tensor) -> tuple[_Memory | None, float]:
+    """The measurement made nearest to this point, the later one on a tie, and its distance."""
     if not memories:
-        return None
+        return None, torch.inf
     distances = [float((point - memory.theta).norm()) for memory in memories]
-    nearest = memories[-1] if distances[-1] <= min(distances) else memories[0]
-    return Start(nearest.vectors, nearest.known)
+    index = -1 if distances[-1] <= min(distances) else 0
+    return memories[index], distances[index]
 
 
 def _as_several(operator: SymmetricOperator) -> SymmetricOperator:
