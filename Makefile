@@ -50,6 +50,11 @@ lab: environment  ## open the chapters in JupyterLab
 notebooks: environment  ## execute the chapters and store them in canonical form
 	$(BIN)/python scripts/notebooks.py execute $(CHAPTERS)
 
+.PHONY: benchmark
+benchmark: environment  ## measure eoslib beside other tools
+	@[ -d _build/benchmark-peers ] || $(BIN)/python benchmarks/install_peers.py
+	$(BIN)/python -m benchmarks.run
+
 .PHONY: format
 format: environment  ## format the code, the notebooks' included
 	$(BIN)/ruff check --fix .

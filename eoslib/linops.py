@@ -32,7 +32,7 @@ class SymmetricOperator:
 
     def __init__(
         self,
-        product: Callable[[Tensor], Tensor],
+        product: Callable[[Tensor], Tensor] | None,
         size: int,
         *,
         dtype: torch.dtype,
@@ -42,7 +42,9 @@ class SymmetricOperator:
     ) -> None:
         """Wrap ``product``, which maps ``(P,)`` to ``(P,)``, or ``(R, P)`` to ``(R, P)``.
 
-        ``block_product`` maps the rows of ``(m, P)`` at once; by default they go one by one.
+        ``block_product`` maps the rows of ``(m, P)`` at once; by default they go one by one. A
+        subclass may define `_multiply` instead of giving a product: an operator that held its own
+        method would wait for the garbage collector, and its graph with it.
         """
         self._product = product
         self._block_product = block_product
@@ -83,9 +85,19 @@ class SymmetricOperator:
         if vector.shape != self.shape:
             raise ValueError(f"expected a vector of shape {self.shape}, got {tuple(vector.shape)}")
         self.num_products += 1
-        return self._product(vector.to(self.device, self.dtype))
+        return self._multiply(vector.to(self.device, self.dtype))
 
     __matmul__ = matvec
+
+    def _multiply(self, vector: Tensor) -> Tensor:
+        if self._product is None:
+            raise NotImplementedError("give a product, or define _multiply")
+        return self._product(vector)
+
+    def _multiply_rows(self, rows: Tensor) -> Tensor:
+        if self._block_product is not None:
+            return self._block_product(rows)
+        return torch.stack([self._multiply(row) for row in rows])
 
     def matmat(self, block: Tensor) -> Tensor:
         """Return A V for a block of m columns, ``(P, m)``; counts m products.
@@ -99,9 +111,7 @@ class SymmetricOperator:
             raise ValueError(f"expected a block ({self.size}, m), got {tuple(block.shape)}")
         rows = block.T.to(self.device, self.dtype)
         self.num_products += rows.shape[0]
-        if self._block_product is not None:
-            return self._block_product(rows).T
-        return torch.stack([self._product(row) for row in rows], dim=1)
+        return self._multiply_rows(rows).T
 
     def to_dense(self) -> Tensor:
         """The matrix itself, ``(P, P)``, by P products: for small P and for tests."""

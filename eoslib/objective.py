@@ -354,15 +354,14 @@ class Hessian(SymmetricOperator):
         else:
             self.value, self.gradient = objective.value_and_gradient(theta)
         super().__init__(
-            self._hessian_product,
+            None,
             objective.num_parameters,
             dtype=objective.dtype,
             device=objective.device,
             num_runs=theta.shape[0] if theta.ndim == 2 else None,
-            block_product=self._hessian_block,
         )
 
-    def _hessian_product(self, vector: Tensor) -> Tensor:
+    def _multiply(self, vector: Tensor) -> Tensor:
         objective = self._objective
         objective.num_products += 1
         with torch.enable_grad(), full_precision(objective.device):
@@ -372,7 +371,7 @@ class Hessian(SymmetricOperator):
                 self._product_of(graph, vector, keep_graph=False) for graph in self._chunk_graphs()
             )
 
-    def _hessian_block(self, rows: Tensor) -> Tensor:
+    def _multiply_rows(self, rows: Tensor) -> Tensor:
         """Products with all rows; with chunks, each chunk's graph is built once for all of them."""
         objective = self._objective
         objective.num_products += rows.shape[0]

@@ -147,7 +147,7 @@ class SharpnessTracker:
         ]
         starts = [None if memory is None else memory.start for memory, _ in near]
         jumped = any(
-            distance > _JUMP * max(memory.distance for memory in memories)
+            distance > _JUMP * min(memory.distance for memory in memories)
             for memories, (_, distance) in zip(self._memories, near, strict=True)
             if memories
         )

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from eoslib import Objective, build, digits, sharpness
+from eoslib import Objective, build, digits, sharpness, square_loss
+from eoslib.measure import as_loss, full_batch
 from tests.oracles import dense_hessian
 
 
@@ -53,11 +54,114 @@ def test_integer_inputs_and_batch_norm_with_running_statistics():
     assert model.training
 
 
-def test_wrong_data():
-    model = nn.Linear(2, 1)
-    with pytest.raises(ValueError, match="yielded no batch"):
-        sharpness(model, [])
-    with pytest.raises(ValueError, match=r"batches of \(inputs, targets\)"):
-        sharpness(model, [(torch.ones(1, 2), torch.ones(1, 1), torch.ones(1))])
+@pytest.mark.parametrize(
+    ("module", "outputs", "targets"),
+    [
+        (nn.CrossEntropyLoss(), torch.randn(6, 4), torch.randint(4, (6,))),
+        (nn.CrossEntropyLoss(), torch.randn(6, 4), torch.rand(6, 4).softmax(dim=1)),
+        (nn.CrossEntropyLoss(), torch.randn(6, 4, 3), torch.randint(4, (6, 3))),
+        (nn.MSELoss(), torch.randn(6, 4), torch.randn(6, 4)),
+        (nn.MSELoss(), torch.randn(6), torch.randn(6)),
+        (nn.MSELoss(), torch.randn(6, 4, 3), torch.randn(6, 4, 3)),
+    ],
+)
+def test_a_torch_loss_keeps_its_factor(module, outputs, targets):
+    loss = as_loss(module)
+    loss.check(outputs, targets)
+    assert float(loss(outputs, targets)) == pytest.approx(float(module(outputs, targets)), rel=1e-5)
+    chunks = [loss.terms(outputs[i], targets[i]).sum() for i in (slice(4), slice(4, None))]
+    assert float(sum(chunks)) / 6 == pytest.approx(float(module(outputs, targets)), rel=1e-5)
+
+
+def test_the_sharpness_of_a_torch_loss():
+    data = digits(40)
+    model = build("fc-tanh", 64, 10, widths=(5,), dtype=torch.float64)
+    mean = sharpness(model, data, nn.MSELoss(), rtol=1e-6)
+    assert mean == pytest.approx(2 / 10 * sharpness(model, data, "square", rtol=1e-6), rel=1e-6)
+    labelled = (data.inputs, data.labels)
+    ours, theirs = (
+        sharpness(model, labelled, loss, rtol=1e-6)
+        for loss in ("cross_entropy", nn.CrossEntropyLoss())
+    )
+    assert theirs == pytest.approx(ours, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(reduction="sum"),
+        nn.CrossEntropyLoss(weight=torch.ones(10)),
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+        nn.CrossEntropyLoss(ignore_index=0),
+        nn.MSELoss(reduction="none"),
+        nn.L1Loss(),
+        nn.functional.cross_entropy,
+    ],
+)
+def test_other_torch_losses_are_refused(loss):
+    with pytest.raises(ValueError, match=r"Write any other as Loss\(name"):
+        as_loss(loss)
+
+
+def test_labels_that_torch_would_ignore_are_refused():
+    labels = torch.tensor([0, 1, -100])
+    with pytest.raises(ValueError, match="labels must lie in"):
+        sharpness(nn.Linear(2, 3), (torch.ones(3, 2), labels), nn.CrossEntropyLoss())
+
+
+def test_names_and_losses_are_left_as_they_are():
+    assert as_loss("square") is square_loss
+    assert as_loss(square_loss) is square_loss
+    with pytest.raises(ValueError, match="did you mean"):
+        as_loss("cross entropy")
+
+
+def test_the_full_batch():
+    inputs, targets = torch.randn(10, 3), torch.arange(10)
+    examples = TensorDataset(inputs, targets)
+    for given in (
+        (inputs, targets),
+        examples,
+        DataLoader([(x, int(y)) for x, y in examples], batch_size=4),
+        DataLoader(examples, batch_size=5, drop_last=True),
+        ([x, y] for x, y in DataLoader(examples, batch_size=3)),
+    ):
+        x, y = full_batch(given)
+        assert torch.equal(x, inputs)
+        assert torch.equal(y, targets)
+    data = digits(20)
+    assert full_batch(data) == (data.inputs, data.targets)
+
+
+def test_a_loader_that_drops_examples_is_refused():
+    examples = TensorDataset(torch.randn(10, 3), torch.arange(10))
+    with pytest.raises(ValueError, match="left out 2 of 10 examples"):
+        full_batch(DataLoader(examples, batch_size=4, drop_last=True))
+
+
+@pytest.mark.parametrize(
+    ("data", "seen"),
+    [
+        ([], "yielded no batch"),
+        ([(torch.ones(1, 2), torch.ones(1), torch.ones(1))], "a tuple of a tensor of shape"),
+        ([{"x": torch.ones(1, 2), "y": torch.ones(1)}], "a dict with the keys 'x', 'y'"),
+        ([((torch.ones(1, 2), torch.ones(1, 2)), torch.ones(1))], "a tuple of a tuple of a tensor"),
+        ([torch.ones(2, 2), torch.ones(2)], r"a tensor of shape \(2, 2\)"),
+        ([(torch.ones(2), torch.tensor(1))], r"a tensor of shape \(\)"),
+        (["ab"], "a str"),
+        (
+            [(torch.ones(2, length), torch.ones(2)) for length in (3, 4)],
+            r"inputs of an example have shape \(3,\) and \(4,\)",
+        ),
+    ],
+)
+def test_batches_that_are_none(data, seen):
+    with pytest.raises(ValueError, match=seen):
+        full_batch(data)
+
+
+def test_wrong_model():
     with pytest.raises(ValueError, match="no parameters"):
         sharpness(nn.Tanh(), (torch.ones(1, 2), torch.ones(1, 2)))
+    with pytest.raises(ValueError, match=r"must be a torch\.nn\.Module, got function"):
+        sharpness(lambda x: x, (torch.ones(1, 2), torch.ones(1, 2)))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
 import threading
+import weakref
 
 import pytest
 import torch
@@ -480,6 +482,18 @@ class TestCurvature:
         assert objective.num_products == before + 3
         with pytest.raises(ValueError, match="expected a block"):
             operator.matmat(block.T)
+
+    def test_an_operator_frees_its_graph_as_soon_as_it_is_dropped(self):
+        objective = small_objective()
+        gc.disable()
+        try:
+            operator = objective.hessian(objective.initial_point)
+            operator @ objective.initial_point
+            alive = weakref.ref(operator)
+            del operator
+            assert alive() is None
+        finally:
+            gc.enable()
 
     def test_a_training_step_shares_the_hessians_graph(self):
         objective = small_objective()

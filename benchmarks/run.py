@@ -1,0 +1,114 @@
+"""Measure eoslib beside other tools:  ``python -m benchmarks.run --help``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from benchmarks.comparison import bars, compare
+from benchmarks.costs import derivative_costs
+from benchmarks.problems import PROBLEMS, MissingData, Problem, edge_stretch
+from benchmarks.results import ProblemReport, Report
+from benchmarks.together import together
+from benchmarks.tools import find_peers
+from eoslib.numerics import full_precision, hardware_stamp, limited_threads, resolve_device
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark, print the table, write the JSON; 1 if a bar is not met."""
+    options = _parser().parse_args(arguments)
+    device = resolve_device(options.device)
+    versions, absent = find_peers()
+    problems = []
+    with full_precision(device):
+        for name in options.problems:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            try:
+                problem = PROBLEMS[name](device, options.cifar10)
+            except MissingData as missing:
+                absent[name] = str(missing)
+                continue
+            problems.append(measured(problem, list(absent), options.repeats, options.seconds))
+        problems.append(together(device, options.repeats))
+    report = Report(_machine(device, versions), absent, problems)
+    path = options.output or RESULTS / f"{_slug(report.machine)}.json"
+    report.save(path)
+    print(report.table())
+    print(f"\nwritten to {path}")
+    return int(any(bar.passed is False for problem in problems for bar in problem.bars))
+
+
+def measured(problem: Problem, absent: list[str], repeats: int, seconds: float) -> ProblemReport:
+    """Everything on one problem."""
+    stretch = edge_stretch(problem)
+    ratio = stretch.sharpness / stretch.threshold
+    with limited_threads(problem.work):
+        gradient, cost_bars = derivative_costs(problem, stretch.points[0], seconds)
+        rows = compare(problem, stretch, absent, repeats, seconds)
+        threads = torch.get_num_threads()
+    facts = {
+        "parameters": problem.objective.num_parameters,
+        "examples": problem.objective.num_examples,
+        "threads": threads,
+        "step_size": problem.step_size,
+        "first_step": problem.first_step,
+        "steps_between_measurements": stretch.interval,
+        "mean_sharpness_over_threshold": float(ratio.mean()),
+        "gradient_seconds": gradient,
+    }
+    return ProblemReport(problem.name, problem.description, facts, rows, bars(rows) + cost_bars)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--repeats", type=int, default=3, help="passes; the best time counts")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="a tool's pass ends early once it took so long"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--cifar10",
+        type=Path,
+        metavar="FOLDER",
+        default=os.environ.get("EOS_CIFAR10"),
+        help="where CIFAR-10 is; default: EOS_CIFAR10",
+    )
+    parser.add_argument("--output", type=Path, help="default: results/<machine>.json")
+    return parser
+
+
+def _machine(device: torch.device, versions: dict[str, str]) -> dict[str, str | int]:
+    return {
+        **hardware_stamp(device),
+        "cpu": _cpu(),
+        "scipy": metadata.version("scipy"),
+        **versions,
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), flags=re.MULTILINE)
+        if match:
+            return match[1]
+    return platform.processor() or platform.machine()
+
+
+def _slug(machine: dict[str, str | int]) -> str:
+    name = machine.get("gpu", f"{machine['cpu']} {machine['threads']} threads")
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)", "", str(name)).lower()).strip("-")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
