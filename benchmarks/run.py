@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             except MissingData as missing:
                 absent[name] = str(missing)
                 continue
-            problems.append(measured(problem, list(absent), options.repeats, options.seconds))
+            problems.append(measured(problem, list(absent), options))
         problems.append(together(device, options.repeats))
     report = Report(_machine(device, versions), absent, problems)
     path = options.output or RESULTS / f"{_slug(report.machine)}.json"
@@ -47,9 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     return int(any(bar.passed is False for problem in problems for bar in problem.bars))
 
 
-def measured(problem: Problem, absent: list[str], repeats: int, seconds: float) -> ProblemReport:
+def measured(problem: Problem, absent: list[str], options: argparse.Namespace) -> ProblemReport:
     """Everything on one problem."""
-    stretch = edge_stretch(problem)
+    repeats, seconds = options.repeats, options.seconds
+    stretch = edge_stretch(problem, interval=options.interval)
     ratio = stretch.sharpness / stretch.threshold
     with limited_threads(problem.work):
         gradient, cost_bars = derivative_costs(problem, stretch.points[0], seconds)
@@ -71,6 +72,9 @@ def measured(problem: Problem, absent: list[str], repeats: int, seconds: float) 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument(
+        "--interval", type=int, default=1, help="steps between measurements, default 1"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="passes; the best time counts")
     parser.add_argument(
         "--seconds", type=float, default=5.0, help="a tool's pass ends early once it took so long"

@@ -109,7 +109,7 @@ class SharpnessTracker:
         self._rtol = rtol
         self._cold_every = cold_every
         self._max_products = max_products
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
         self._count = 0
         self._memories: list[list[_Memory]] = []
         self.last: EigenResult | list[EigenResult] | None = None
@@ -146,13 +146,13 @@ class SharpnessTracker:
             for memories, point in zip(self._memories, points, strict=True)
         ]
         starts = [None if memory is None else memory.start for memory, _ in near]
-        jumped = any(
-            distance > _JUMP * min(memory.distance for memory in memories)
+        due = self._count % self._cold_every == 0
+        cold = [
+            due or not memories or distance > _JUMP * min(memory.distance for memory in memories)
             for memories, (_, distance) in zip(self._memories, near, strict=True)
-            if memories
-        )
-        if self._count % self._cold_every == 0 or jumped or None in starts:
-            starts = self._joined_with_cold(operator, starts)
+        ]
+        if any(cold):
+            starts = self._joined_with_cold(operator, starts, cold)
         results = self._search(operator, starts, self._rtol)
         for run, (point, result) in enumerate(zip(points, results, strict=True)):
             self._remember(run, point, near[run][1], result)
@@ -189,21 +189,23 @@ class SharpnessTracker:
         )
 
     def _joined_with_cold(
-        self, operator: SymmetricOperator, starts: list[Start | None]
+        self, operator: SymmetricOperator, starts: list[Start | None], wanted: list[bool]
     ) -> list[Start | None]:
-        """The starts joined with what a search from random vectors alone has found.
+        """The starts wanted, joined with what a search from random vectors alone has found.
 
         The larger of the two answers is right; joined, the next search returns it. The random
         search stops by the residual, because an unlucky draw may converge to the second pair before
         it sees the first.
         """
         size = (operator.size, min(self.k + 1, operator.size))
-        draw = torch.randn(size, generator=self._generator, dtype=torch.float64)
+        # Seeded by the measurement, so that a run draws the same whichever others it runs beside.
+        generator = torch.Generator().manual_seed(self._seed + self._count)
+        draw = torch.randn(size, generator=generator, dtype=torch.float64)
         random = Start(draw.to(operator.device, operator.dtype), torch.empty(0))
         found = self._search(operator, [random] * len(starts), None)
         joined: list[Start | None] = []
-        for start, result in zip(starts, found, strict=True):
-            if result.status is EigenStatus.NOT_FINITE:
+        for start, result, needed in zip(starts, found, wanted, strict=True):
+            if not needed or result.status is EigenStatus.NOT_FINITE:
                 joined.append(start)
             else:
                 warm = result.subspace[:, :0] if start is None else start.vectors

@@ -103,6 +103,24 @@ def test_tracking_several_runs_equals_tracking_each():
     assert torch.allclose(together(points[[0, 2]])[1], alone[2](points[2]), rtol=1e-5)
 
 
+def test_a_run_that_jumps_is_searched_again_and_the_others_do_not_notice():
+    objective = objective_of("digits")
+    points = objective.initial_point + 0.02 * torch.arange(3.0)[:, None]
+    together = SharpnessTracker(objective)
+    alone = [SharpnessTracker(objective) for _ in range(3)]
+    spent = []
+    for visit in range(6):
+        before = alone[1].num_products
+        found = together(points)
+        for row, tracker, point in zip(found, alone, points, strict=True):
+            assert float(row[0]) == pytest.approx(float(tracker(point)[0]), rel=2e-6)
+        spent.append(alone[1].num_products - before)
+        points = points - 0.05 * objective.gradient(points)
+        if visit == 4:
+            points[1] += 0.3
+    assert spent[5] > 2 * max(spent[2:5])
+
+
 def test_eigenvalues_are_added_as_they_come_near_the_edge():
     objective = objective_of("digits")
     theta = objective.initial_point

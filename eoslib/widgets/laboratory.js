@@ -1,0 +1,908 @@
+/* The laboratory: trains a small network in the page and draws its loss and sharpness as it goes.
+
+   The mathematics is laboratory_engine.js, in a worker; this is what the reader sees and touches.
+   A picture costs the same after ten steps as after a million, because the engine's record does
+   not grow: what is drawn of a long run is the lowest and highest value of consecutive steps. */
+
+import { clamp, make, nameSlider, number, scale, sliderMarkup, stepSizeColor, themeOf, thousands, tickLabels, watch } from "./plot.js";
+import { laboratoryEngine, workerSource } from "./laboratory_engine.js";
+
+const MAGNIFIED = 60; // steps in the magnifier
+const RECENT = 240; // steps in the phase portrait
+const POSITIONS = 400; // of the slider
+const GHOSTS = 4;
+const CHOICES = {
+  speed: { 10: "10 steps/s", 60: "60 steps/s", 300: "300 steps/s", Infinity: "full speed" },
+  task: { chebyshev: "Chebyshev polynomial", spirals: "two spirals", rings: "disc and ring",
+    digits: "handwritten digits", linear: "linear map", quadratic: "quadratic" },
+  activation: { tanh: "tanh", relu: "ReLU", gelu: "GELU", softplus: "softplus", linear: "none (linear)" },
+  loss: { square: "square loss", cross_entropy: "cross-entropy" },
+  init: { lecun: "LeCun", pytorch: "PyTorch" },
+  bias: { yes: "yes", no: "no" },
+  optimizer: { gd: "gradient descent", polyak: "Polyak momentum", nesterov: "Nesterov momentum",
+    rmsprop: "RMSProp", adam: "Adam", flow: "gradient flow" },
+};
+const CLASSES = ["digits", "spirals", "rings"];
+/* The settings that the form offers: name, label, and when it matters. */
+const FORM = [
+  ["task", "task"],
+  ["degree", "degree", (s) => s.task === "chebyshev"],
+  ["points", "examples", (s) => s.task !== "quadratic"],
+  ["noise", "noise", (s) => ["spirals", "rings"].includes(s.task)],
+  ["dimension", "dimension", (s) => s.task === "linear"],
+  ["spectrum", "curvatures", (s) => s.task === "quadratic"],
+  ["hidden", "hidden layers", (s) => s.task !== "quadratic"],
+  ["activation", "activation", (s) => s.task !== "quadratic"],
+  ["bias", "biases", (s) => s.task !== "quadratic"],
+  ["init", "initial weights", (s) => s.task !== "quadratic"],
+  ["loss", "loss", (s) => CLASSES.includes(s.task)],
+  ["optimizer", "optimizer"],
+  ["beta", "momentum β", (s) => ["polyak", "nesterov"].includes(s.optimizer)],
+  ["beta1", "β₁", (s) => s.optimizer === "adam"],
+  ["beta2", "β₂", (s) => ["adam", "rmsprop"].includes(s.optimizer)],
+  ["batch", "batch (0: all)", (s) => s.task !== "quadratic" && s.optimizer !== "flow"],
+  ["eigenvalues", "eigenvalues"],
+  ["measureEvery", "measure every"],
+  ["seed", "seed"],
+];
+/* What decides the loss function: ghosts stay while these do. */
+const PROBLEM = ["task", "points", "degree", "dimension", "noise", "dataSeed", "spectrum", "hidden",
+  "activation", "bias", "init", "seed", "loss"];
+
+let laboratories = 0; // numbers the ids, since several may share a page
+
+/* An engine that answers: in a worker, or on the main thread where a worker is refused. */
+function connect(receive) {
+  const unanswered = [];
+  let worker = null, post = (message) => worker.postMessage(message), answered = false;
+  const onMainThread = () => {
+    const scope = { postMessage: (data) => queueMicrotask(() => receive(data)) };
+    laboratoryEngine().serve(scope);
+    worker = null;
+    post = (data) => scope.onmessage({ data });
+    answered = true;
+    unanswered.splice(0).forEach(post);
+  };
+  try {
+    const url = URL.createObjectURL(new Blob([workerSource()], { type: "text/javascript" }));
+    worker = new Worker(url);
+    worker.onmessage = ({ data }) => {
+      if (!answered) URL.revokeObjectURL(url);
+      answered = true;
+      receive(data);
+    };
+    worker.onerror = (event) => { // a page may forbid workers, and says so only now
+      event.preventDefault();
+      if (answered) receive({ type: "error", message: event.message });
+      else onMainThread();
+    };
+  } catch {
+    onMainThread();
+  }
+  return {
+    send(message) {
+      if (!answered) unanswered.push(message);
+      post(message);
+    },
+    close: () => worker?.terminate(),
+  };
+}
+
+const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
+
+/* The state of a run in words, from its last steps. */
+export function describe({ state, message, record }, stepSize, optimizer) {
+  if (state === "diverged") return `diverged: ${message}`;
+  const { loss, eigenvalue1, threshold } = record.recent, n = loss.length;
+  const known = [...eigenvalue1.keys()].filter((i) => Number.isFinite(eigenvalue1[i])).slice(-MAGNIFIED);
+  if (record.steps < 2) return "ready";
+  if (known.length < 6) return "training";
+  const third = Math.max(1, Math.floor(known.length / 3));
+  const early = median(known.slice(0, third).map((i) => eigenvalue1[i]));
+  const late = median(known.slice(-third).map((i) => eigenvalue1[i]));
+  if (optimizer === "flow") return late > early ? "following gradient flow, sharpening" : "following gradient flow";
+  const ratio = late / threshold[n - 1];
+  if (loss[n - 1] < 1e-14) return "solved";
+  if (ratio > 1.2) return "above the threshold";
+  if (ratio > 0.9) return "at the edge";
+  return late > early ? "below the edge, sharpening" : "below the edge, not sharpening";
+}
+
+function render({ model, el }) {
+  const id = `eos-lab-${++laboratories}`, get = (name) => model.get(name);
+  const live = get("_host") !== "static", presets = get("presets"), engine = laboratoryEngine();
+  const options = (choices) => Object.entries(choices)
+    .map(([value, text]) => `<option value="${value}">${text}</option>`).join("");
+
+  /* -- skeleton: constant text; what comes from the model is set as text, never markup -- */
+  const root = make("div", { class: `eos-x eos-lab${get("compact") ? " eos-compact" : ""}`, role: "group",
+    "aria-labelledby": `${id}-title`, "data-lm-suppress-shortcuts": "true" });
+  root.innerHTML = `
+    <div class="eos-title" id="${id}-title"></div>
+    <div class="eos-choose"><label for="${id}-preset">experiment</label><select id="${id}-preset"></select></div>
+    <p class="eos-claim"></p>
+    ${sliderMarkup(id, POSITIONS, '<span>η = <b class="eos-lr"></b></span><span class="eos-limit"></span>')}
+    <div class="eos-run">
+      <button type="button" class="eos-go">Run</button>
+      <button type="button" class="eos-one">Step</button>
+      <button type="button" class="eos-reset">Reset</button>
+      <button type="button" class="eos-twin">Freeze a quadratic</button>
+      <label><span class="eos-hidden">speed</span><select class="eos-speed">${options(CHOICES.speed)}</select></label>
+    </div>
+    <div class="eos-status"><i></i><span role="status" aria-live="polite"></span></div>
+    <div class="eos-numbers"></div>
+    <div class="eos-panels">
+      <div class="eos-main" role="img"><canvas></canvas></div>
+      <div class="eos-side">
+        <figure class="eos-magnifier"><figcaption></figcaption><div role="img"><canvas></canvas></div></figure>
+        <figure class="eos-phase"><figcaption>oscillation and sharpness/threshold</figcaption><div role="img"><canvas></canvas></div></figure>
+        <figure class="eos-fit"><figcaption></figcaption><div role="img"><canvas></canvas></div></figure>
+      </div>
+    </div>
+    <div class="eos-tools">
+      <fieldset><legend>x axis</legend>
+        <label><input type="radio" name="${id}-axis" value="steps"><span>steps</span></label>
+        <label><input type="radio" name="${id}-axis" value="time"><span>time</span></label></fieldset>
+      <button type="button" class="eos-forget">Forget earlier runs</button>
+      <span class="eos-export">Save
+        <button type="button" data-save="json">data, JSON</button>
+        <button type="button" data-save="csv">data, CSV</button>
+        <button type="button" data-save="png">picture</button>
+        <a>link to this run</a></span>
+    </div>
+    <details class="eos-settings"><summary>task, network, optimizer</summary><form></form>
+      <p class="eos-wrong" role="alert"></p></details>
+    <details class="eos-lines"><summary>the same run with eoslib</summary><pre tabindex="0"></pre></details>`;
+  const $ = (selector) => root.querySelector(selector), all = (selector) => [...root.querySelectorAll(selector)];
+  const slider = $(".eos-track input"), go = $(".eos-go"), status = $(".eos-status span"), form = $("form");
+  const chooser = $(".eos-choose select"), speed = $(".eos-speed"), wrong = $(".eos-wrong");
+  const entitle = () => { $(".eos-title").textContent = get("title"); };
+  entitle();
+  model.on("change:title", entitle);
+  nameSlider(root, "step size η", "smaller step size", "larger step size");
+  slider.dataset.lmSuppressShortcuts = "true";
+  presets.forEach((preset, k) => chooser.append(make("option", { value: k }, preset.name)));
+  chooser.append(make("option", { value: -1 }, "your own"));
+  for (const [name, label] of FORM) {
+    const field = CHOICES[name] ? make("select") : make("input", { type: "text", autocomplete: "off",
+      inputmode: ["hidden", "spectrum"].includes(name) ? "text" : "decimal", "data-lm-suppress-shortcuts": "true" });
+    if (CHOICES[name]) field.innerHTML = options(CHOICES[name]);
+    field.name = name;
+    form.append(make("label", {}, make("span", {}, label), field));
+  }
+  el.append(root);
+
+  /* -- the run ------------------------------------------------------------------------------ */
+  let base = {}; // the settings from which Reset begins
+  let warm = 0; // steps that are done before the reader sees the run
+  let session = 0, started = null, snap = null, initial = null, stepSize = 0, unit = 2, range = [0.01, 2], goal = 0;
+  let running = false, awaiting = false, stale = true, lastFrame = 0, owed = 0, axis = get("axis"), ghosts = [];
+  let theme = "light", paint = null, widths = new WeakMap(), shown = {}, fit = null, fitAge = 0, point = null;
+  const name = () => `${id}-${session}`;
+  const link = connect((message) => receive(message));
+  const send = (type, content = {}) => link.send({ type, session: name(), ...content });
+  const problem = (settings) => JSON.stringify(PROBLEM.map((key) => settings[key]));
+  const usesStep = () => base.optimizer !== "flow";
+  const threshold = (lr) => unit / lr, symbol = () => `${number(unit)}/η`;
+  const color = (lr) => stepSizeColor(lr, range, get("colors")[theme].stops);
+
+  /* Begin a run. What was shown becomes a ghost if it was of the same loss function. */
+  function begin(settings, { steps = 0, weights = null } = {}) {
+    const next = engine.checkSettings(settings), same = started && problem(next) === problem(base);
+    keep(same);
+    const needsImages = next.task === "digits";
+    if (session) send("stop");
+    [base, warm, session] = [next, steps, session + 1];
+    [started, snap, fit, initial, shown, point] = [null, null, null, null, same ? { high: shown.high } : {}, null];
+    const { optimizer, beta, beta1 } = next; // what the engine makes of them does not depend on the task
+    unit = new engine.Session({ task: "quadratic", optimizer, beta, beta1, stepSize: 1 }).threshold;
+    stepSize = next.stepSize;
+    for (const [at, lr] of next.changes) if (at < steps) stepSize = lr;
+    const adaptive = ["adam", "rmsprop"].includes(next.optimizer), lrs = [stepSize, ...next.changes.map((c) => c[1])];
+    range = [Math.min(adaptive ? 1e-5 : 0.01, ...lrs), Math.max(adaptive ? 0.1 : 2, ...lrs)];
+    awaiting = false;
+    stale = true;
+    goal = steps;
+    delete root.dataset.step;
+    send("start", { settings: next, recent: RECENT, initialPoint: weights, images: needsImages ? images() : undefined });
+    send("weights"); // the initial ones: nothing has moved yet
+    if (steps) send("step", { steps });
+    write();
+    schedule();
+  }
+
+  function keep(same) {
+    if (!same) ghosts = [];
+    else if (snap?.record.steps > 20) {
+      ghosts = [...ghosts, { ...snap, base, stepSize }].slice(-GHOSTS);
+    }
+  }
+
+  function images() {
+    const { mean, deviation } = get("images"), view = get("pixels"), count = view.byteLength / 65;
+    const bytes = new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+    return { pixels: Float64Array.from(bytes.subarray(0, 64 * count)), labels: [...bytes.subarray(64 * count)], mean, deviation };
+  }
+
+  function receive(message) {
+    if (message.session && message.session !== name()) return; // of a run that is over
+    if (message.type === "started") started = message;
+    if (message.type === "weights") {
+      if (initial === null) initial = Float64Array.from(message.point);
+      else {
+        point = Float64Array.from(message.point);
+        hand();
+      }
+    }
+    if (message.type === "error") {
+      running = awaiting = false;
+      wrong.textContent = message.message;
+      $(".eos-settings").open = true;
+    }
+    if (message.type === "update") {
+      awaiting = false;
+      if (!message.record.steps) return schedule(); // not even step 0 is measured
+      snap = message;
+      if (base.changes.length) stepSize = snap.stepSize; // what was planned, not what was chosen
+      if (message.outputs) fit = message.outputs;
+      if (snap.state === "diverged") halt();
+      stale = true;
+    }
+    schedule();
+  }
+
+  function halt(why = "") {
+    if (running) send("pause");
+    running = false;
+    goal = 0;
+    root.dataset.why = why;
+    ask();
+    if (snap && live) send("weights");
+    stale = true;
+    schedule();
+  }
+
+  function run() {
+    if (snap?.state === "diverged") return;
+    running = true;
+    root.dataset.why = "";
+    [lastFrame, owed] = [0, 0];
+    if (speed.value === "Infinity") send("run");
+    schedule();
+  }
+
+  const ask = () => {
+    awaiting = true;
+    const inputs = fitAge++ % 6 === 0 || !running ? grid() : undefined;
+    send("frame", { inputs });
+  };
+
+  /* Once a frame: let the worker go on, ask it how far it is, draw what it said last. */
+  let frame = 0, touched = false;
+  const schedule = () => { frame ||= requestAnimationFrame(tick); };
+  function tick(now) {
+    frame = 0;
+    const busy = running || (started && !snap) || (snap && snap.record.steps <= goal && snap.state === "training");
+    if (running && speed.value !== "Infinity" && snap) {
+      const rate = Number(speed.value);
+      owed = Math.min(owed + (lastFrame ? (rate * (now - lastFrame)) / 1000 : 1), Math.max(1, rate / 10));
+      lastFrame = now;
+      if (owed >= 1 && snap.record.steps > goal) {
+        const steps = Math.floor(owed);
+        owed -= steps;
+        goal = Math.max(snap.record.steps - 1, 0) + steps;
+        send("step", { steps });
+      }
+    }
+    if (busy && !awaiting) ask();
+    if (stale) update();
+    if (busy) schedule();
+  }
+
+  /* -- what the reader does ----------------------------------------------------------------- */
+  const lrAt = (position) => Number((range[0] * (range[1] / range[0]) ** (position / POSITIONS)).toPrecision(3));
+  const positionOf = (lr) => (POSITIONS * Math.log(lr / range[0])) / Math.log(range[1] / range[0]);
+
+  function choose(lr) {
+    stepSize = clamp(lr, ...range);
+    base = { ...base, stepSize, changes: [], twinAt: -1 };
+    warm = 0;
+    chooser.value = -1;
+    $(".eos-claim").textContent = "";
+    if (snap?.state !== "diverged") send("stepSize", { value: stepSize });
+    stale = true;
+    schedule();
+  }
+  slider.addEventListener("input", () => choose(lrAt(Number(slider.value))));
+  slider.addEventListener("keydown", (event) => {
+    const by = { PageUp: 40, PageDown: -40 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    choose(lrAt(clamp(positionOf(stepSize) + by, 0, POSITIONS)));
+  });
+  all(".eos-step").forEach((button) => button.addEventListener("click", () =>
+    choose(lrAt(clamp(positionOf(stepSize) + 8 * Number(button.dataset.by), 0, POSITIONS)))));
+  go.addEventListener("click", () => (running ? halt() : run()));
+  $(".eos-one").addEventListener("click", () => {
+    if (running) halt();
+    goal = Math.max(snap.record.steps - 1, 0) + 1;
+    send("step", { steps: 1 });
+    schedule();
+  });
+  $(".eos-reset").addEventListener("click", () => {
+    if (running) halt();
+    begin(base, { steps: warm, weights: given() });
+  });
+  $(".eos-twin").addEventListener("click", () => { send("twin"); if (!running) ask(); });
+  $(".eos-forget").addEventListener("click", () => { ghosts = []; stale = true; schedule(); });
+  speed.addEventListener("change", () => {
+    if (!running) return;
+    send("pause");
+    goal = 0;
+    run();
+  });
+  all(".eos-tools input").forEach((radio) => radio.addEventListener("change", () => {
+    axis = radio.value;
+    shown = {};
+    stale = true;
+    schedule();
+  }));
+
+  function preset(k) {
+    const { text, settings, warm: steps, axis: wanted } = presets[k];
+    if (running) halt();
+    $(".eos-claim").textContent = text;
+    chooser.value = k;
+    axis = wanted;
+    wrong.textContent = "";
+    begin(settings, { steps });
+    ghosts = ghosts.slice(-1);
+  }
+  chooser.addEventListener("change", () => {
+    if (Number(chooser.value) >= 0) preset(Number(chooser.value));
+    else { $(".eos-claim").textContent = ""; $(".eos-settings").open = true; }
+  });
+
+  /* A change of the form is a new run; settings that no longer fit are changed with it. */
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("change", ({ target }) => {
+    const { SETTINGS, checkSettings } = engine;
+    try {
+      const next = { ...base, stepSize, changes: [], twinAt: -1, [target.name]: SETTINGS[target.name].read(target.value.trim()) };
+      if (target.name === "task") {
+        Object.assign(next, { batch: 0, points: { chebyshev: 20, digits: 200, linear: 50 }[next.task] ?? 60 });
+        if (!CLASSES.includes(next.task)) next.loss = "square";
+      }
+      if (next.task === "quadratic" || next.optimizer === "flow") next.batch = 0;
+      if (target.name === "optimizer") {
+        const adaptive = (o) => ["adam", "rmsprop"].includes(o);
+        if (adaptive(next.optimizer) !== adaptive(base.optimizer)) next.stepSize = adaptive(next.optimizer) ? 0.001 : 0.2;
+      }
+      checkSettings(next);
+      if (running) halt();
+      target.removeAttribute("aria-invalid");
+      wrong.textContent = "";
+      chooser.value = -1;
+      $(".eos-claim").textContent = "";
+      begin(next);
+    } catch (error) {
+      target.setAttribute("aria-invalid", "true");
+      wrong.textContent = error.message;
+    }
+  });
+
+  function write() { // the form, from the settings
+    for (const [key, , matters] of FORM) {
+      const field = form.elements[key];
+      field.value = engine.SETTINGS[key].write(base[key]);
+      field.removeAttribute("aria-invalid");
+      field.parentNode.hidden = Boolean(matters && !matters(base));
+    }
+    form.elements.loss.querySelector("[value=cross_entropy]").disabled = !CLASSES.includes(base.task);
+    all(".eos-tools input").forEach((radio) => { radio.checked = radio.value === axis; });
+    const [low, high] = range;
+    all(".eos-track span").forEach((end, k) => { end.textContent = number([low, high][k]); });
+  }
+
+  /* -- the network's fit: where it is asked for its outputs ----------------------------------- */
+  const CELLS = 28;
+  function grid() {
+    const task = started?.task;
+    if (!task || base.task === "digits" || get("compact")) return undefined;
+    if (base.task === "chebyshev") return Float64Array.from({ length: 81 }, (_, i) => -1 + i / 40);
+    if (base.task === "linear") return task.inputs;
+    return Float64Array.from({ length: 2 * CELLS * CELLS }, (_, i) => {
+      const cell = i >> 1;
+      return (((i % 2 ? CELLS - 1 - Math.floor(cell / CELLS) : cell % CELLS) + 0.5) / CELLS) * 2.6 - 1.3;
+    });
+  }
+
+  /* -- drawing ------------------------------------------------------------------------------ */
+  function surface(canvas, height) {
+    if (!widths.get(canvas)) widths.set(canvas, canvas.parentNode.clientWidth);
+    const width = widths.get(canvas), ratio = Math.min(self.devicePixelRatio || 1, 3);
+    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+      canvas.width = Math.round(width * ratio);
+      canvas.height = Math.round(height * ratio);
+      canvas.style.cssText = `width:${width}px;height:${height}px`;
+    }
+    const context = canvas.getContext("2d");
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.clearRect(0, 0, width, height);
+    context.font = `12px ${paint.font}`;
+    context.lineJoin = "round";
+    return { context, width, height };
+  }
+
+  function stroke(context, style, lines, { alpha = 1, width = 1.4, dash = [] } = {}) {
+    context.save();
+    Object.assign(context, { strokeStyle: style, globalAlpha: alpha, lineWidth: width });
+    context.setLineDash(dash);
+    context.beginPath();
+    for (const line of lines) line.forEach(([x, y], k) => (k ? context.lineTo(x, y) : context.moveTo(x, y)));
+    context.stroke();
+    context.restore();
+  }
+
+  function label(context, text, x, y, { style = paint.muted, align = "left", bold = false } = {}) {
+    context.save();
+    Object.assign(context, { fillStyle: style, textAlign: align, strokeStyle: paint.surface, lineWidth: 3 });
+    if (bold) context.font = `600 ${context.font}`;
+    context.strokeText(text, x, y);
+    context.fillText(text, x, y);
+    context.restore();
+  }
+
+  /* The step sizes of a run as [step, time, η], from its settings: exact, unlike its envelope. */
+  function phases({ address }) {
+    const { stepSize: first, changes } = engine.decodeSettings(address), list = [[0, 0, first]];
+    for (const [step, lr] of changes) {
+      const [before, time, old] = list.at(-1);
+      if (step === before) list.pop();
+      list.push([step, time + (step - before) * old, lr]);
+    }
+    return list;
+  }
+
+  const across = (record, b) => (axis === "time" ? record.low.time[b] : b * record.width);
+  const extremes = (runs, channel) => {
+    let low = Infinity, high = -Infinity;
+    for (const { record } of runs) {
+      for (const v of record.low[channel]) if (v > 0 && v < low) low = v;
+      for (const v of record.high[channel]) if (v > high) high = v;
+    }
+    return [low, high];
+  };
+
+  /* Ranges that move seldom, so that the reader sees the run move and not the axes. */
+  function ranges(runs, limit) {
+    const end = Math.max(...runs.map(({ record }) => across(record, record.low.loss.length - 1)));
+    const least = axis === "time" ? (usesStep() ? 300 * base.stepSize : 10) : 300;
+    while (!(shown.x >= end * 1.04)) shown.x = shown.x ? shown.x * 1.4 : Math.max(least, end * 1.25);
+    const [low, high] = extremes(runs, "loss");
+    const start = Math.max(...runs.map(({ record }) => record.low.loss[0]).filter((v) => v < Infinity), 1e-300);
+    const top = 10 ** Math.ceil(Math.log10(Math.min(high > 0 ? high : 1, 1e3 * start) * 1.05));
+    const loss = { log: true, high: top, low: Math.max(10 ** Math.floor(Math.log10(Math.min(low, top / 10))), top * 1e-12) };
+    const thresholds = runs.filter((one) => Number.isFinite(one.threshold)).map((one) => one.threshold);
+    if (Number.isFinite(limit)) thresholds.push(limit);
+    const sharpest = extremes(runs, "eigenvalue1")[1], cap = thresholds.length ? 3 * Math.max(...thresholds) : Infinity;
+    const need = 1.12 * Math.max(Math.min(sharpest > 0 ? sharpest : 1, cap), ...thresholds);
+    if (!(shown.high >= need && shown.high < 2.5 * need)) shown.high = 1.15 * need;
+    return { x: { low: 0, high: shown.x }, loss, sharpness: { low: 0, high: shown.high } };
+  }
+
+  function axesOn(context, { left, right, top, bottom, x, y, xs, ys }, heading, xLabel) {
+    label(context, heading, left - 42, top - 9, { style: paint.ink });
+    for (const [value, text] of ys) {
+      stroke(context, paint.grid, [[[left, y(value)], [right, y(value)]]], { width: 1 });
+      label(context, text, left - 6, y(value) + 4, { align: "right" });
+    }
+    stroke(context, paint.rule, [[[left, top], [left, bottom], [right, bottom]]], { width: 1 });
+    if (!xLabel) return;
+    for (const [value, text] of xs) label(context, text, x(value), bottom + 17, { align: "center" });
+    label(context, xLabel, (left + right) / 2, bottom + 34, { align: "center", style: paint.ink });
+  }
+
+  /* One channel of a run as its envelope, in the colours of its step sizes. */
+  function curve(context, panel, run, channel, look = {}) {
+    const { record } = run, low = record.low[channel], high = record.high[channel];
+    if (!low) return;
+    const list = phases(run), lines = list.map(() => []);
+    let part = 0, open = null;
+    for (let b = 0; b < low.length; b++) {
+      while (part + 1 < list.length && b * record.width > list[part + 1][0]) { part += 1; open = null; }
+      if (!(low[b] < Infinity)) { if (channel !== "eigenvalue1" || base.measureEvery === 1) open = null; continue; }
+      const px = panel.x(across(record, b));
+      if (!open) {
+        lines[part].push(open = []);
+        if (b && low[b - 1] < Infinity) open.push([panel.x(across(record, b - 1)), panel.y(low[b - 1])]);
+      }
+      open.push([px, panel.y(high[b])]);
+      if (low[b] !== high[b]) open.push([px, panel.y(low[b])]);
+    }
+    lines.forEach((line, k) => stroke(context, run.base?.optimizer === "flow" || (!run.base && !usesStep())
+      ? paint.ink : color(list[k][2]), line, look));
+  }
+
+  function drawMain() {
+    const canvas = $(".eos-main canvas"), tall = paint.width < 600 ? 150 : 190;
+    const { context, width } = surface(canvas, 2 * tall + 100);
+    const left = 46, right = width - 14, limit = threshold(stepSize);
+    const runs = [...ghosts, snap], range = ranges(runs, limit), x = scale(range.x, left, right);
+    const panel = (name, top) => ({ left, right, top, bottom: top + tall, x, y: scale(range[name], top + tall, top),
+      xs: tickLabels(range.x, (right - left) / 80), ys: tickLabels(range[name], 5) });
+    const upper = panel("loss", 22), lower = panel("sharpness", tall + 58), { top, bottom, y } = lower;
+    const clip = (panel, paintIt) => {
+      context.save();
+      context.beginPath();
+      context.rect(left, panel.top, right - left, panel.bottom - panel.top);
+      context.clip();
+      paintIt();
+      context.restore();
+    };
+    const preconditioned = ["adam", "rmsprop"].includes(base.optimizer);
+    axesOn(context, upper, `train loss (${base.loss === "square" ? "½ squared error" : "cross-entropy"}), log scale`);
+    axesOn(context, lower, preconditioned ? "preconditioned sharpness" : "sharpness",
+      axis === "steps" ? "step" : usesStep() ? "time = sum of step sizes" : "time");
+    clip(upper, () => {
+      for (const ghost of ghosts) curve(context, upper, ghost, "loss", { alpha: 0.35 });
+      curve(context, upper, snap, "loss");
+      if (snap.twin) curve(context, upper, { ...snap, base: { optimizer: "flow" } }, "twin", { dash: [4, 3] });
+    });
+    clip(lower, () => {
+      if (Number.isFinite(limit)) {
+        Object.assign(context, { fillStyle: paint.accent, globalAlpha: 0.07 });
+        context.fillRect(left, top, right - left, y(limit) - top);
+        context.globalAlpha = 1;
+      }
+      for (const ghost of ghosts) {
+        if (Number.isFinite(ghost.threshold)) {
+          stroke(context, color(ghost.stepSize), [[[left, y(ghost.threshold)], [right, y(ghost.threshold)]]], { dash: [5, 4], alpha: 0.45 });
+        }
+        curve(context, lower, ghost, "eigenvalue1", { alpha: 0.35 });
+      }
+      if (usesStep()) { // the line where it was, then where the slider puts it
+        const list = phases(snap), at = (phase) => x(phase[axis === "time" ? 1 : 0]);
+        const here = x(axis === "time" ? snap.time : snap.step);
+        list.forEach((phase, k) => {
+          const level = y(threshold(phase[2])), end = k + 1 < list.length ? Math.min(at(list[k + 1]), here) : here;
+          if (at(phase) < here) stroke(context, color(phase[2]), [[[at(phase), level], [end, level]]], { dash: [5, 4] });
+        });
+        stroke(context, color(stepSize), [[[here, y(limit)], [right, y(limit)]]], { dash: [5, 4], width: 2.2 });
+      }
+      for (let j = base.eigenvalues; j > 1; j--) curve(context, lower, snap, `eigenvalue${j}`, { alpha: 0.45 });
+      curve(context, lower, snap, "eigenvalue1");
+    });
+    if (Number.isFinite(limit)) {
+      label(context, `${symbol()} = ${number(limit)}`, right - 4, clamp(y(limit) - 6, top + 12, bottom - 4),
+        { align: "right", style: color(stepSize), bold: true });
+    }
+    if (snap.twin) {
+      label(context, snap.twin.state === "diverged" ? `quadratic diverged at step ${snap.twin.step}` : "quadratic, dashed",
+        right - 4, upper.top + 14, { align: "right", style: paint.ink });
+    }
+  }
+
+  function frameOf(context, width, height, names) {
+    stroke(context, paint.rule, [[[0.5, 0.5], [width - 0.5, 0.5], [width - 0.5, height - 0.5], [0.5, height - 0.5], [0.5, 0.5]]], { width: 1 });
+    context.font = `11px ${paint.font}`;
+    names.forEach(([text, x, y, align]) => label(context, text, x, y, { align }));
+  }
+
+  function dots(context, points, parity) {
+    points.forEach(([x, y], i) => {
+      context.beginPath();
+      context.arc(x, y, 2, 0, 7);
+      Object.assign(context, { strokeStyle: color(stepSize), fillStyle: (i + parity) % 2 ? paint.surface : color(stepSize), lineWidth: 1 });
+      context.fill();
+      context.stroke();
+    });
+  }
+
+  /* Above the loss, below the displacement along the top eigenvector, which changes sign with every
+     step where the loss may not show it. */
+  function drawMagnifier() {
+    const { recent, first } = snap.record, from = Math.max(0, recent.loss.length - MAGNIFIED);
+    const { context, width, height } = surface($(".eos-magnifier canvas"), 150), half = height / 2;
+    const names = [];
+    ["loss", "oscillation1"].forEach((channel, k) => {
+      const values = [...recent[channel].subarray(from)], known = values.filter(Number.isFinite);
+      if (!known.length) return;
+      const [low, high] = [Math.min(...known), Math.max(...known)], top = k * half;
+      const x = scale({ low: 0, high: Math.max(values.length - 1, 1) }, 8, width - 8);
+      const y = scale(high > low ? { low, high } : { low: low - 1, high: high + 1 }, top + half - 17, top + 17);
+      const points = values.map((v, i) => [x(i), y(v)]).filter((_, i) => Number.isFinite(values[i]));
+      stroke(context, color(stepSize), [points], { alpha: 0.5, width: 1 });
+      dots(context, points, (first + from) % 2);
+      names.push([`${k ? "oscillation" : "loss"}, up to ${number(high)}`, 5, top + 12], [number(low), 5, top + half - 4]);
+    });
+    stroke(context, paint.rule, [[[0, half], [width, half]]], { width: 1 });
+    frameOf(context, width, height, names);
+    let rises = 0;
+    for (let i = from + 1; i < recent.loss.length; i++) rises += recent.loss[i] > recent.loss[i - 1];
+    const text = `the last ${recent.loss.length - from} steps: loss rose ${rises} times`;
+    $(".eos-magnifier figcaption").textContent = text;
+    $(".eos-magnifier [role]").setAttribute("aria-label", `magnifier, ${text}`);
+  }
+
+  function drawPhase() {
+    const { oscillation1, eigenvalue1, threshold: limits } = snap.record.recent;
+    const { context, width, height } = surface($(".eos-phase canvas"), 130), flow = !usesStep();
+    const usable = [...eigenvalue1.keys()].filter((i) => eigenvalue1[i] < Infinity && oscillation1[i] < Infinity);
+    const ratio = (i) => (flow ? eigenvalue1[i] : eigenvalue1[i] / limits[i]);
+    const heights = [...usable.map(ratio), ...(flow ? [] : [1])], widest = Math.max(1e-12, ...usable.map((i) => Math.abs(oscillation1[i])));
+    const middle = (Math.min(...heights) + Math.max(...heights)) / 2 || 0, reach = Math.max(Math.max(...heights) - middle, 0.02) * 1.25;
+    const x = scale({ low: -widest, high: widest }, 8, width - 8), y = scale({ low: middle - reach, high: middle + reach }, height - 4, 4);
+    const names = [[`±${number(widest)}`, width - 4, height - 5, "right"], [number(middle + reach), 4, 12], [number(middle - reach), 4, height - 5]];
+    if (!flow) {
+      stroke(context, color(stepSize), [[[0, y(1)], [width, y(1)]]], { dash: [5, 4] });
+      names.push(["1", width / 2, y(1) - 4, "center"]);
+    }
+    const points = usable.map((i) => [x(oscillation1[i]), y(ratio(i))]);
+    for (const parity of [0, 1]) { // every second iterate: the two sides of the valley
+      stroke(context, color(stepSize), [points.filter((_, i) => i % 2 === parity)], { alpha: 0.35, width: 1 });
+    }
+    dots(context, points.slice(-MAGNIFIED), (snap.record.first + (usable.slice(-MAGNIFIED)[0] ?? 0)) % 2);
+    frameOf(context, width, height, names);
+    $(".eos-phase [role]").setAttribute("aria-label", `phase portrait of the last ${RECENT} steps: displacement along the top `
+      + `eigenvector up to ${number(widest)}, sharpness ${number(ratio(usable.at(-1) ?? 0))}${flow ? "" : " of the threshold"}`);
+  }
+
+  function drawFit() {
+    const figure = $(".eos-fit"), { task: kind } = base, task = started?.task;
+    figure.hidden = !task;
+    if (!task) return;
+    const { context, width, height } = surface(figure.querySelector("canvas"), kind === "spirals" || kind === "rings" ? 180 : 130);
+    const accuracy = snap.record.recent.accuracy?.at(-1), share = `${number(100 * accuracy)} % right`;
+    let text = "";
+    if (kind === "digits") {
+      text = `accuracy: ${share}`;
+      const y = scale({ low: 0, high: 1 }, height - 4, 4), x = scale({ low: 0, high: Math.max(1, shown.x) }, 4, width - 4);
+      const values = snap.record.high.accuracy;
+      stroke(context, paint.ink, [[...values].map((v, b) => [x(across(snap.record, b)), y(v)])]);
+    } else if (kind === "chebyshev") {
+      text = "the network's fit and the targets";
+      const x = scale({ low: -1.05, high: 1.05 }, 0, width), y = scale({ low: -1.6, high: 1.6 }, height, 0);
+      if (fit) stroke(context, paint.ink, [[...fit].map((v, i) => [x(-1 + i / 40), y(v)])]);
+      dots(context, [...task.targets].map((v, i) => [x(task.inputs[i]), y(v)]), 0);
+    } else if (kind === "linear") {
+      text = "outputs against targets";
+      const reach = 1.1 * Math.max(...task.targets.map(Math.abs)), at = scale({ low: -reach, high: reach }, 0, width);
+      const y = scale({ low: -reach, high: reach }, height, 0);
+      stroke(context, paint.muted, [[[at(-reach), y(-reach)], [at(reach), y(reach)]]], { width: 1 });
+      if (fit) dots(context, [...fit].map((v, i) => [at(task.targets[i]), y(v)]), 0);
+    } else {
+      text = `decision regions: ${share}`;
+      const size = CELLS * Math.floor(Math.min(width, height) / CELLS), at = (v) => (v + 1.3) / 2.6 * size, cell = size / CELLS;
+      const kinds = [color(range[0]), color(range[1])];
+      for (let c = 0; fit && c < CELLS * CELLS; c++) {
+        const first = fit[2 * c] > fit[2 * c + 1];
+        Object.assign(context, { fillStyle: kinds[first ? 0 : 1], globalAlpha: 0.3 });
+        context.fillRect((c % CELLS) * cell, Math.floor(c / CELLS) * cell, cell, cell);
+      }
+      context.globalAlpha = 1;
+      for (let i = 0; i < task.count; i++) {
+        context.beginPath();
+        context.arc(at(task.inputs[2 * i]), size - at(task.inputs[2 * i + 1]), 3, 0, 7);
+        Object.assign(context, { fillStyle: kinds[task.targets[2 * i + 1]], strokeStyle: paint.surface });
+        context.fill();
+        context.stroke();
+      }
+    }
+    if (kind !== "spirals" && kind !== "rings") frameOf(context, width, height, []);
+    figure.querySelector("figcaption").textContent = text;
+    figure.querySelector("[role]").setAttribute("aria-label", text);
+  }
+
+  /* Colours and sizes, which only a new theme or a new width changes. */
+  function dress() {
+    const style = getComputedStyle(root);
+    theme = themeOf(root);
+    widths = new WeakMap();
+    paint = { font: style.fontFamily };
+    for (const key of ["ink", "muted", "rule", "grid", "surface", "accent"]) paint[key] = style.getPropertyValue(`--${key}`).trim();
+    root.style.setProperty(`--ramp-${theme}`, `linear-gradient(to right, ${get("colors")[theme].stops})`);
+  }
+
+  function update() {
+    stale = false;
+    if (!paint) dress();
+    const limit = usesStep() ? threshold(stepSize) : Infinity, diverged = snap?.state === "diverged";
+    root.style.setProperty(`--eta-${theme}`, color(stepSize));
+    slider.value = positionOf(stepSize);
+    slider.disabled = !usesStep();
+    all(".eos-step").forEach((button) => { button.disabled = !usesStep(); });
+    $(".eos-lr").textContent = usesStep() ? number(stepSize) : "→ 0";
+    $(".eos-limit").textContent = usesStep() ? `${symbol()} = ${number(limit)}` : "no threshold";
+    slider.setAttribute("aria-valuetext", `step size ${number(stepSize)}, threshold ${symbol()} = ${number(limit)}`);
+    go.textContent = running ? "Pause" : "Run";
+    go.disabled = diverged || !snap;
+    $(".eos-one").disabled = diverged || !snap;
+    $(".eos-twin").disabled = diverged || !snap || !usesStep() || Boolean(snap.twin);
+    $(".eos-forget").disabled = !ghosts.length;
+    if (!snap) return;
+    const { record } = snap, last = (channel) => record.recent[channel]?.at(-1);
+    const words = `${describe(snap, stepSize, base.optimizer)}${!running && root.dataset.why ? `; ${root.dataset.why}` : ""}`
+      + (diverged ? ". Choose a smaller step size and press Reset." : "");
+    if (status.textContent !== words) status.textContent = words; // spoken when it changes
+    root.classList.toggle("eos-lost", diverged);
+    const facts = [`step ${thousands(record.steps - 1)}`, `loss ${number(last("loss"))}`,
+      `sharpness ${number(last("eigenvalue1"))}`, ...(limit < Infinity ? [`${(last("eigenvalue1") / limit).toFixed(2)} × threshold`] : [])];
+    $(".eos-numbers").textContent = facts.join(" · ");
+    Object.assign(root.dataset, { step: record.steps - 1, state: snap.state, sharpness: last("eigenvalue1"), threshold: limit });
+    if (!(paint.width ||= root.clientWidth)) return;
+    drawMain();
+    $(".eos-main").setAttribute("aria-label", `train loss and sharpness: ${words}`);
+    if (!get("compact")) {
+      drawMagnifier();
+      drawPhase();
+      drawFit();
+    }
+    if (!running) remember();
+    if ($(".eos-lines").open && !running) $(".eos-lines pre").textContent = lines();
+  }
+
+  /* -- what leaves the page ------------------------------------------------------------------- */
+
+  /* The run in an address: its settings, the reader's changes of the step size, and how far it went. */
+  const address = () => `#laboratory?${[snap.address, `at=${snap.record.steps - 1}`].filter(Boolean).join("&")}`;
+
+  function remember() {
+    $(".eos-export a").href = address();
+    if (get("linked") && touched) history.replaceState(null, "", address());
+  }
+
+  function contents() { // JSON has no infinity: what was not measured is null
+    const rows = (side) => Object.fromEntries(Object.entries(side).map(([key, row]) =>
+      [key, [...row].map((v) => (Number.isFinite(v) ? v : null))]));
+    const { steps, width, low, high } = snap.record, { task } = started;
+    const table = (values, columns) => Array.from({ length: task.count }, (_, i) => [...values.subarray(i * columns, (i + 1) * columns)]);
+    return {
+      settings: engine.decodeSettings(snap.address), state: snap.state, message: snap.message, steps: steps - 1,
+      every: width, low: rows(low), high: rows(high), initialPoint: [...initial],
+      ...(task && { inputs: table(task.inputs, task.numInputs), targets: table(task.targets, task.numOutputs) }),
+    };
+  }
+
+  function csv() {
+    const { width, low, high } = snap.record, channels = Object.keys(low);
+    const cell = (v) => (Number.isFinite(v) ? v : "");
+    const head = ["step", ...channels.flatMap((c) => (width > 1 ? [`${c} low`, `${c} high`] : [c]))];
+    return [head, ...[...low.loss.keys()].map((b) => [b * width, ...channels.flatMap((c) =>
+      (width > 1 ? [cell(low[c][b]), cell(high[c][b])] : [cell(low[c][b])]))])].map((row) => row.join(",")).join("\n") + "\n";
+  }
+
+  function picture(done) {
+    const canvas = $(".eos-main canvas"), copy = make("canvas", { width: canvas.width, height: canvas.height });
+    const context = copy.getContext("2d");
+    context.fillStyle = paint.surface;
+    context.fillRect(0, 0, copy.width, copy.height);
+    context.drawImage(canvas, 0, 0);
+    copy.toBlob(done);
+  }
+
+  function lines() {
+    const { changes, stepSize: first, ...s } = engine.decodeSettings(snap.address), steps = snap.record.steps - 1;
+    const rule = { gd: "GradientDescent", polyak: "Polyak", nesterov: "Nesterov" }[s.optimizer];
+    const past = phases(snap).filter(([step]) => step < steps), cannot = s.task === "quadratic" ? "this task" : !rule
+      ? `the optimizer ${CHOICES.optimizer[s.optimizer]}` : s.batch ? "mini-batches" : past.length > 1 && s.optimizer !== "gd"
+        ? "a step size that changes under momentum" : steps < 1 ? "a run of no steps" : "";
+    if (cannot) return `# eoslib's train has no counterpart of ${cannot}; the saved data hold the run`;
+    const { task } = started, sizes = [task.numInputs, ...s.hidden, task.numOutputs];
+    const act = { tanh: "Tanh", relu: "ReLU", gelu: "GELU", softplus: "Softplus", linear: "Identity" }[s.activation];
+    const layers = sizes.slice(1).map((n, l) => `    nn.Linear(${sizes[l]}, ${n}${s.bias === "yes" ? "" : ", bias=False"}),`)
+      .join(`\n    nn.${act}(),\n`);
+    const plan = past.map(([step, , lr], k) => `(${lr}, ${(past[k + 1]?.[0] ?? steps) - step})`);
+    const beta = rule === "GradientDescent" ? "lr" : `lr, ${s.beta}`;
+    return `import json
+
+import torch
+from eoslib import ${rule}, Objective, every, train
+from torch import nn
+
+with open("laboratory.json") as file:  # from “Save data, JSON”
+    data = json.load(file)
+model = nn.Sequential(
+${layers}
+)
+inputs, targets, theta = (
+    torch.tensor(data[name], dtype=torch.float64)
+    for name in ("inputs", "targets", "initialPoint")
+)
+objective = Objective(model, inputs, targets, "${s.loss}", dtype="float64")
+runs = []
+for lr, steps in [${plan.join(", ")}]:
+    rule = ${rule}(${beta})
+    runs.append(
+        train(objective, rule, num_steps=steps, theta=theta, sharpness_schedule=every(${s.measureEvery}))
+    )
+    theta = torch.from_numpy(runs[-1].final_point)
+`;
+  }
+  $(".eos-lines").addEventListener("toggle", () => { stale = true; schedule(); });
+
+  const save = (blob, file) => {
+    const link = make("a", { download: file, href: URL.createObjectURL(blob) });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  };
+  all("[data-save]").forEach((button) => button.addEventListener("click", () => {
+    if (!snap || !initial) return;
+    const text = (content, type) => new Blob([content], { type });
+    ({
+      json: () => save(text(JSON.stringify(contents()), "application/json"), "laboratory.json"),
+      csv: () => save(text(csv(), "text/csv"), "laboratory.csv"),
+      png: () => picture((blob) => save(blob, "laboratory.png")),
+    })[button.dataset.save]();
+  }));
+
+  /* To Python: settings and state as JSON; the weights and the envelopes as one block of float64. */
+  function hand() {
+    const { record, state, message } = snap, channels = Object.keys(record.low);
+    const rows = [point, initial, ...channels.flatMap((c) => [record.low[c], record.high[c]])];
+    const block = new Float64Array(rows.reduce((sum, row) => sum + row.length, 0));
+    rows.reduce((at, row) => { block.set(row, at); return at + row.length; }, 0);
+    model.set("numbers", new DataView(block.buffer));
+    model.set("result", { settings: engine.decodeSettings(snap.address), state, message, steps: record.steps - 1,
+      every: record.width, channels, parameters: point.length, threshold: Number.isFinite(snap.threshold) ? snap.threshold : null,
+      stepSize: snap.stepSize, examples: started.task?.count ?? 1 });
+    model.save_changes();
+  }
+
+  /* Weights that came from Python belong to the settings that came with them. */
+  const given = () => {
+    const view = get("initial_point"), own = get("settings");
+    if (!view?.byteLength || problem(engine.checkSettings(own)) !== problem(base)) return null;
+    return new Float64Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
+  };
+
+  /* -- begin ---------------------------------------------------------------------------------- */
+  speed.value = 300;
+  // the page's address changes when the reader does something, not before
+  for (const event of ["click", "input", "change"]) root.addEventListener(event, () => { touched = true; }, true);
+  const described = () => get("linked") && location.hash.match(/^#laboratory\?(.*)$/)?.[1];
+  function open() {
+    let complaint = "";
+    if (described()) {
+      try {
+        const parts = described().split("&"), at = parts.find((part) => part.startsWith("at="));
+        const steps = clamp(Math.floor(Number(at?.slice(3)) || 0), 0, 1e6);
+        const settings = engine.decodeSettings(parts.filter((part) => part !== at).join("&"));
+        chooser.value = -1;
+        begin(settings, { steps });
+        return;
+      } catch (error) {
+        complaint = `The address does not describe a run: ${error.message}`;
+      }
+    }
+    const k = presets.findIndex((one) => one.key === get("preset"));
+    if (k >= 0) preset(k);
+    else {
+      chooser.value = -1;
+      base = engine.checkSettings(get("settings"));
+      begin(base, { weights: given() });
+    }
+    wrong.textContent = complaint;
+    if (complaint) $(".eos-settings").open = true;
+  }
+  const reopen = () => {
+    if (!described() || (snap && location.hash === address())) return;
+    if (running) halt();
+    open();
+  };
+  if (get("linked")) self.addEventListener("hashchange", reopen);
+  const hidden = () => { if (document.hidden && running) halt("paused while the page was hidden"); };
+  document.addEventListener("visibilitychange", hidden);
+  const unwatch = watch(root, () => { paint = null; stale = true; schedule(); });
+  open();
+  return () => {
+    unwatch();
+    model.off("change:title", entitle);
+    self.removeEventListener("hashchange", reopen);
+    document.removeEventListener("visibilitychange", hidden);
+    cancelAnimationFrame(frame);
+    link.close();
+  };
+}
+
+export default { render };

@@ -1,0 +1,258 @@
+"""The laboratory: a network that trains in the page while the reader turns the step size.
+
+The front end (`laboratory.js`) trains by itself, with the engine of `laboratory_engine.js`, in
+Jupyter as in a page without a kernel. With a kernel it hands over each run when it pauses, as an
+`eoslib.Run`, and it may begin at weights that Python gives.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import anywidget
+import numpy as np
+import traitlets
+from numpy.typing import ArrayLike, NDArray
+
+from eoslib.runs import Outcome, Run, Series
+from eoslib.widgets._shared import COLORS, _read, front_end
+
+#: The network of most experiments: 1-20-20-1, tanh, on T₄ at 20 points.
+_SMALL: dict[str, Any] = {"degree": 4, "hidden": [20, 20]}
+
+#: Ready-made experiments, one for each claim: engine settings, steps done before the reader sees
+#: the run, the x axis, and what to look for.
+PRESETS: dict[str, dict[str, Any]] = {
+    "edge": {
+        "name": "Sharpening up to 2/η",
+        "text": "Run. The sharpness starts at about half of 2/η and rises. Where will it stop? "
+        "Then press Reset, halve the step size, and run again: the first run stays as a shadow.",
+        "settings": {**_SMALL, "stepSize": 0.2},
+    },
+    "drop": {
+        "name": "At the edge, then a smaller step size",
+        "text": "This run sits at 2/η = 10; at step 1,000 the step size drops to 0.15. "
+        "Predict what the sharpness will do, then run. Drop it once more with the slider.",
+        "settings": {**_SMALL, "stepSize": 0.2, "changes": [[1000, 0.15]]},
+        "warm": 990,
+    },
+    "raise": {
+        "name": "At the edge, then a larger step size",
+        "text": "This run sits at 2/η = 20; at step 1,400 the step size doubles, and the network "
+        "finds itself far above its line. Does it diverge?",
+        "settings": {**_SMALL, "stepSize": 0.1, "changes": [[1400, 0.2]]},
+        "warm": 1390,
+    },
+    "flow": {
+        "name": "No steps at all: gradient flow",
+        "text": "Gradient flow is the limit of small steps; it has no threshold. On the same "
+        "network the sharpness passes every line that gradient descent stopped at.",
+        "settings": {**_SMALL, "optimizer": "flow"},
+        "axis": "time",
+    },
+    "quadratic": {
+        "name": "What the quadratic model says",
+        "text": "At step 380, just after the crossing, the loss is frozen at its second-order "
+        "Taylor polynomial, and both go on (dashed: the polynomial). Which one survives?",
+        "settings": {**_SMALL, "stepSize": 0.2, "twinAt": 380},
+        "warm": 370,
+    },
+    "momentum": {
+        "name": "Momentum: a higher line",
+        "text": "Polyak momentum with β = 0.5 is stable up to 3/η = 15 instead of 10. "
+        "Change β in the settings below, and the line moves.",
+        "settings": {**_SMALL, "optimizer": "polyak", "beta": 0.5, "stepSize": 0.2},
+    },
+    "adam": {
+        "name": "Adam: an edge of its own",
+        "text": "Adam divides each coordinate by its own scale. The curvature it feels is that of "
+        "the preconditioned Hessian, and with β₁ = 0.9 its line is at 38/η.",
+        "settings": {**_SMALL, "optimizer": "adam", "stepSize": 0.001},
+    },
+    "batches": {
+        "name": "Mini-batches stay below",
+        "text": "Two of the twenty examples per step. The sharpness (of the whole loss) levels "
+        "off well below 2/η. Set the batch to 0 in the settings below for the full batch.",
+        "settings": {**_SMALL, "stepSize": 0.2, "batch": 2},
+    },
+    "cross_entropy": {
+        "name": "Cross-entropy: up, along, and down",
+        "text": "Two spirals. The sharpness comes to 2/η, stays, and falls late in training, when "
+        "the examples are classified with confidence.",
+        "settings": {
+            "task": "spirals",
+            "points": 60,
+            "loss": "cross_entropy",
+            "hidden": [20, 20],
+            "stepSize": 0.2,
+        },
+    },
+    "digits": {
+        "name": "Real images: handwritten digits",
+        "text": "Two hundred images, a network 64-20-20-10. The same line, on real data; each step "
+        "costs more, so give it time.",
+        "settings": {
+            "task": "digits",
+            "points": 200,
+            "hidden": [20, 20],
+            "init": "pytorch",
+            "stepSize": 0.2,
+        },
+    },
+}
+
+#: Images of digits that the page carries.
+NUM_IMAGES = 300
+
+
+def _setting_names() -> frozenset[str]:
+    """The names of the engine's settings, read from the engine."""
+    _, text = _read("laboratory_engine.js").split("const SETTINGS = {\n")
+    return frozenset(re.findall(r"^  (\w+): ", text.split("\n};")[0], flags=re.MULTILINE))
+
+
+def _digits() -> tuple[dict[str, float], bytes]:
+    """How to standardise the pixels (as `eoslib.data.digits` does), and pixels, then labels."""
+    with resources.files("eoslib").joinpath("digits-1k.npz").open("rb") as file:
+        stored = np.load(file, allow_pickle=False)
+        pixels, labels = stored["pixels"], stored["labels"]
+    standard = {"mean": float(pixels.mean()), "deviation": float(pixels.std())}
+    return standard, pixels[:NUM_IMAGES].astype(np.uint8).tobytes() + labels[:NUM_IMAGES].astype(
+        np.uint8
+    ).tobytes()
+
+
+class Laboratory(anywidget.AnyWidget):
+    """A network that trains in the page: run, pause, step; the step size may change at any time.
+
+    Args:
+        preset: a key of `PRESETS`, shown first; ignored if there are `settings`.
+        settings: settings of the engine instead of a preset, for instance
+            ``{"degree": 5, "hidden": [30, 20], "stepSize": 0.1}``; their names are those of
+            `SETTINGS` in `laboratory_engine.js`, and what is left out has its default there. Their
+            values are checked by the engine, which says in the page what is wrong.
+        initial_point: initial weights for `settings`, ``(P,)``, in PyTorch's order, such as a
+            `Run.final_point`; by default the engine draws them from its own seed.
+        compact: leave out the side panels and the settings, for use inside a chapter.
+        linked: keep the state in the page's address; for at most one laboratory on a page.
+        title: heading and accessible name.
+
+    Raises:
+        ValueError: `preset` or a setting is unknown, `initial_point` comes without `settings`, or
+            it is not a vector of finite numbers.
+
+    Attributes:
+        run: the reader's run when it last paused, or None.
+    """
+
+    _esm, _css = front_end("laboratory")
+
+    title = traitlets.Unicode().tag(sync=True)
+    preset = traitlets.Unicode().tag(sync=True)
+    settings = traitlets.Dict().tag(sync=True)
+    initial_point = traitlets.Bytes().tag(sync=True)
+    compact = traitlets.Bool(False).tag(sync=True)
+    linked = traitlets.Bool(False).tag(sync=True)
+    presets: traitlets.List[Any] = traitlets.List().tag(sync=True)
+    images = traitlets.Dict().tag(sync=True)
+    pixels = traitlets.Bytes().tag(sync=True)
+    colors = traitlets.Dict(COLORS, read_only=True).tag(sync=True)
+    # What the page hands over when a run pauses: a description, and numbers (float64).
+    result = traitlets.Dict().tag(sync=True)
+    # It arrives as a memoryview, which the trait would refuse.
+    numbers = traitlets.Bytes().tag(sync=True, from_json=lambda value, widget: bytes(value))
+
+    def __init__(
+        self,
+        preset: str = "edge",
+        *,
+        settings: Mapping[str, Any] | None = None,
+        initial_point: ArrayLike | None = None,
+        compact: bool = False,
+        linked: bool = False,
+        title: str = "The laboratory",
+    ) -> None:
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        known = _setting_names()
+        if unknown := set(settings or {}) - known:
+            raise ValueError(
+                f"unknown settings {', '.join(sorted(unknown))}; there are "
+                f"{', '.join(sorted(known))}"
+            )
+        weights = np.zeros(0)
+        if initial_point is not None:
+            if settings is None:
+                raise ValueError("initial_point needs the settings of the network it belongs to")
+            weights = np.asarray(initial_point, dtype="<f8")
+            if weights.ndim != 1 or not weights.size or not np.isfinite(weights).all():
+                raise ValueError(
+                    "initial_point must be a vector of finite numbers, got shape "
+                    f"{weights.shape}; take Run.final_point or Objective.initial_point"
+                )
+        images, pixels = _digits()
+        super().__init__(
+            title=title,
+            preset=preset if settings is None else "",
+            settings=json.loads(json.dumps(dict(settings or {}))),
+            initial_point=weights.tobytes(),
+            compact=compact,
+            linked=linked,
+            presets=[
+                {"key": key, "warm": 0, "axis": "steps", **one} for key, one in PRESETS.items()
+            ],
+            images=images,
+            pixels=pixels,
+        )
+
+    def __repr__(self) -> str:
+        """Say what is shown; no memory address, so that outputs stay the same between builds."""
+        return f"Laboratory({self.preset or dict(self.settings)!r})"
+
+    @property
+    def run(self) -> Run | None:
+        """The reader's run when it last paused, or None if there was none.
+
+        Up to 1,024 steps every step is in the series `loss`, `sharpness` and `threshold`.
+        In longer runs consecutive steps share an entry, at the first of them: it is the middle
+        between the lowest and the highest value, which `loss_low`, `loss_high` and so on hold.
+        A run paused in the middle of a step has made one update more than it has measured, so
+        that `final_point` may belong to the step after the last one in the series.
+        """
+        if not self.result:
+            return None
+        return _run_from_page(self.result, np.frombuffer(self.numbers, dtype="<f8"))
+
+
+def _run_from_page(result: Mapping[str, Any], numbers: NDArray[np.float64]) -> Run:
+    num_parameters, every = result["parameters"], result["every"]
+    final, initial = numbers[: 2 * num_parameters].reshape(2, num_parameters)
+    rows = numbers[2 * num_parameters :].reshape(len(result["channels"]), 2, -1)
+    names = {"eigenvalue1": "sharpness"}
+    series = {}
+    for channel, (low, high) in zip(result["channels"], rows, strict=True):
+        known = np.isfinite(low) & np.isfinite(high)
+        steps = every * np.flatnonzero(known)
+        name = names.get(channel, channel)
+        series[name] = Series(steps, (low[known] + high[known]) / 2)
+        if every > 1:
+            series[f"{name}_low"] = Series(steps, low[known])
+            series[f"{name}_high"] = Series(steps, high[known])
+    status = "diverged" if result["state"] == "diverged" else "stopped"
+    last = result["steps"]
+    settings = {
+        **result["settings"],
+        "lr": result["stepSize"],
+        "threshold": result["threshold"] or float("inf"),
+        "num_steps": last,
+        "num_parameters": num_parameters,
+        "num_examples": result["examples"],
+        "dtype": "float64",
+        "initial_point": initial.tolist(),
+    }
+    outcome = Outcome(status, last, result["message"] or f"paused in the page at step {last}")
+    return Run(settings, series, outcome, final_point=final.copy())

@@ -1,0 +1,585 @@
+"""The laboratory in a page without a kernel: every control acts, every preset delivers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("anywidget")
+
+from eoslib.widgets.laboratory import PRESETS, Laboratory
+from tests.browser.widget_page import settle, write_page
+
+browser_test = pytest.mark.browser
+
+ROOT = ".eos-lab"
+PHONE = {"viewport": {"width": 360, "height": 800}, "has_touch": True, "is_mobile": True}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("laboratory") / "page.html"
+    return write_page(path, Laboratory(linked=True))
+
+
+@pytest.fixture
+def shown(page: Any, address: str) -> Any:
+    """A page with one laboratory; afterwards: no request left it, no error was logged."""
+    visit(page, address)
+    yield page
+    assert page.blocked == []
+    assert page.problems == []
+
+
+def visit(page: Any, address: str) -> None:
+    page.goto(address)
+    page.wait_for_selector(f"{ROOT}[data-step]", state="attached")
+
+
+def facts(page: Any, which: int = 0) -> dict[str, Any]:
+    """What a laboratory shows now."""
+    settle(page)
+    found = page.evaluate(
+        """(k) => {
+          const root = document.querySelectorAll(".eos-lab")[k], $ = (s) => root.querySelector(s);
+          return { ...root.dataset, words: $("[role=status]").textContent,
+            go: $(".eos-go").textContent, lr: $(".eos-lr").textContent,
+            limit: $(".eos-limit").textContent,
+            link: $(".eos-export a").getAttribute("href"),
+            spoken: $(".eos-track input").getAttribute("aria-valuetext") };
+        }""",
+        which,
+    )
+    for name in ("step", "sharpness", "threshold"):
+        found[name] = float(found.get(name, "nan").replace("Infinity", "inf"))
+    return found
+
+
+def reach(page: Any, step: int, which: int = 0) -> None:
+    page.wait_for_function(
+        """([k, step]) => Number(document.querySelectorAll(".eos-lab")[k].dataset.step ?? -1)
+          >= step""",
+        arg=[which, step],
+        timeout=60_000,
+    )
+
+
+def button(page: Any, name: str) -> Any:
+    return page.get_by_role("button", name=name, exact=True).first
+
+
+def slider(page: Any) -> Any:
+    return page.get_by_role("slider", name="step size η").first
+
+
+def run_to(page: Any, step: int, speed: str = "Infinity") -> dict[str, Any]:
+    """Run, by default at full speed, until a step, then pause."""
+    page.locator(".eos-speed").first.select_option(speed)
+    button(page, "Run").click()
+    reach(page, step)
+    button(page, "Pause").click()
+    return at_rest(page)
+
+
+def at_rest(page: Any) -> dict[str, Any]:
+    """What is shown once nothing moves any more."""
+    while True:
+        before = facts(page)
+        page.wait_for_timeout(100)
+        now = facts(page)
+        if now["step"] == before["step"] and now["go"] == "Run":
+            return now
+
+
+def saved(page: Any, kind: str) -> Path:
+    with page.expect_download() as download:
+        button(page, {"json": "data, JSON", "csv": "data, CSV", "png": "picture"}[kind]).click()
+    return Path(download.value.path())
+
+
+def choose(page: Any, preset: str) -> None:
+    page.get_by_label("experiment").select_option(str(list(PRESETS).index(preset)))
+    settle(page)
+
+
+def set_field(page: Any, name: str, value: str) -> None:
+    field = page.locator(f"form [name={name}]")
+    if field.evaluate("(e) => e.tagName") == "SELECT":
+        field.select_option(value)
+    else:
+        field.fill(value)
+        field.press("Enter")
+    settle(page)
+
+
+# -- run, pause, step, reset -----------------------------------------------------------------------
+
+
+@browser_test
+def test_first_picture(shown: Any) -> None:
+    now = facts(shown)
+    assert now["step"] == 0
+    assert now["words"] == "ready"
+    assert now["limit"] == "2/η = 10"
+    assert now["sharpness"] == pytest.approx(5.47, abs=0.01)
+    assert now["spoken"] == "step size 0.2, threshold 2/η = 10"
+    painted = "document.querySelector('.eos-main canvas').getContext('2d')"
+    assert shown.evaluate(f"{painted}.getImageData(0, 0, 400, 400).data.some((v) => v > 0)")
+
+
+@browser_test
+def test_step_run_pause_and_reset(shown: Any) -> None:
+    button(shown, "Step").click()
+    reach(shown, 1)
+    assert at_rest(shown)["step"] == 1
+    button(shown, "Run").click()
+    assert facts(shown)["go"] == "Pause"
+    reach(shown, 60)
+    button(shown, "Pause").click()
+    now = at_rest(shown)
+    assert now["words"] == "below the edge, sharpening"
+    button(shown, "Reset").click()
+    reach(shown, 0)
+    assert at_rest(shown)["step"] == 0
+    assert not button(shown, "Forget earlier runs").is_disabled(), "the first run is a shadow"
+    button(shown, "Forget earlier runs").click()
+    settle(shown)
+    assert button(shown, "Forget earlier runs").is_disabled()
+
+
+@browser_test
+def test_a_slow_run_is_slow(shown: Any) -> None:
+    shown.locator(".eos-speed").select_option("10")
+    button(shown, "Run").click()
+    reach(shown, 3)
+    shown.wait_for_timeout(300)
+    button(shown, "Pause").click()
+    assert at_rest(shown)["step"] < 60
+
+
+@browser_test
+def test_the_slider_moves_the_line_and_the_run_while_it_runs(shown: Any) -> None:
+    shown.locator(".eos-speed").select_option("Infinity")
+    button(shown, "Run").click()
+    reach(shown, 900)
+    assert 0.9 < facts(shown)["sharpness"] / 10 < 1.4
+    slider(shown).focus()
+    for _ in range(26):
+        slider(shown).press("ArrowLeft")
+    now = facts(shown)
+    assert now["go"] == "Pause", "it still runs"
+    assert now["threshold"] == pytest.approx(2 / float(now["lr"]), rel=1e-9)
+    assert 13 < now["threshold"] < 15
+    changed = now["step"]
+    reach(shown, int(changed) + 2500)
+    button(shown, "Pause").click()
+    now = at_rest(shown)
+    assert now["sharpness"] > 10.3, "sharpening resumed"
+    assert re.search(r"changes=\d+:0\.\d+", now["link"])
+
+
+@browser_test
+def test_slider_by_keyboard_and_buttons(shown: Any) -> None:
+    slider(shown).press("ArrowRight")
+    values = [float(facts(shown)["lr"])]
+    assert values[0] == pytest.approx(0.2, rel=0.03)
+    assert values[0] > 0.2
+    slider(shown).press("PageDown")
+    assert float(facts(shown)["lr"]) == pytest.approx(values[0] * 200**-0.1, rel=0.02)
+    slider(shown).press("End")
+    assert facts(shown)["lr"] == "2"
+    slider(shown).press("Home")
+    assert facts(shown)["limit"] == "2/η = 200"
+    button(shown, "larger step size").click()
+    assert float(facts(shown)["lr"]) > 0.01
+    button(shown, "smaller step size").click()
+    assert facts(shown)["lr"] == "0.01"
+
+
+@browser_test
+def test_divergence_is_said_and_the_controls_still_work(shown: Any) -> None:
+    slider(shown).press("End")
+    button(shown, "Run").click()
+    shown.wait_for_selector(f"{ROOT}[data-state=diverged]", state="attached")
+    now = facts(shown)
+    assert re.fullmatch(
+        r"diverged: the loss was .* at step \d+ with step size 2\. "
+        r"Choose a smaller step size and press Reset\.",
+        now["words"],
+    )
+    assert button(shown, "Run").is_disabled()
+    for _ in range(4):
+        slider(shown).press("PageDown")
+    button(shown, "Reset").click()
+    reach(shown, 0)
+    now = run_to(shown, 100)
+    assert now["state"] == "training"
+    assert float(now["lr"]) < 0.5
+
+
+@browser_test
+def test_a_hidden_tab_pauses(shown: Any) -> None:
+    button(shown, "Run").click()
+    reach(shown, 20)
+    shown.evaluate(
+        """() => {
+          Object.defineProperty(document, "hidden", { value: true, configurable: true });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }"""
+    )
+    now = at_rest(shown)
+    assert now["words"].endswith("; paused while the page was hidden")
+
+
+@browser_test
+def test_without_workers_it_runs_on_the_main_thread(page: Any, address: str) -> None:
+    page.add_init_script("window.Worker = class { constructor() { throw new Error('refused'); } };")
+    visit(page, address)
+    now = run_to(page, 400)
+    assert now["state"] == "training"
+    assert page.problems == []
+
+
+# -- what each preset promises ---------------------------------------------------------------------
+
+
+def recorded(page: Any) -> dict[str, Any]:
+    return json.loads(saved(page, "json").read_text())
+
+
+def middle(data: dict[str, Any], first: int, last: int) -> float:
+    """Median sharpness over the threshold between two steps."""
+    every = data["every"]
+    low, high, limit = (
+        np.array(values, dtype=float)[first // every : last // every]
+        for values in (
+            data["low"]["eigenvalue1"],
+            data["high"]["eigenvalue1"],
+            data["high"]["threshold"],
+        )
+    )
+    return float(np.median((low + high) / 2 / limit))
+
+
+@browser_test
+@pytest.mark.parametrize(
+    ("preset", "steps", "first", "low", "high"),
+    [
+        ("edge", 2000, 1200, 0.95, 1.1),
+        ("momentum", 2200, 1400, 0.9, 1.1),
+        ("adam", 2200, 1400, 0.85, 1.1),
+        ("digits", 180, 60, 0.85, 1.2),
+        ("batches", 2400, 1600, 0.4, 0.8),
+        ("cross_entropy", 2600, 2400, 0.2, 0.8),
+        ("drop", 3000, 2600, 0.9, 1.1),
+        ("raise", 2800, 2200, 0.9, 1.1),
+    ],
+)
+def test_presets_reach_their_line(
+    shown: Any, preset: str, steps: int, first: int, low: float, high: float
+) -> None:
+    choose(shown, preset)
+    warm = PRESETS[preset].get("warm", 0)
+    reach(shown, warm)
+    assert at_rest(shown)["step"] == warm, "the run starts in the state that the text is about"
+    run_to(shown, steps)
+    data = recorded(shown)
+    assert low <= middle(data, first, steps) <= high
+    if preset == "drop":
+        assert middle(data, 1010, 1100) < 0.85, "the line jumped away"
+    if preset == "raise":
+        assert max(v or 0 for v in data["high"]["eigenvalue1"]) > 1.5 * 10, "far above its line"
+        assert data["state"] == "training", "and it came back"
+    if preset == "cross_entropy":
+        assert 0.9 <= middle(data, 600, 1400) <= 1.1, "it was at the edge before"
+
+
+@browser_test
+def test_gradient_flow_passes_the_line_of_gradient_descent(shown: Any) -> None:
+    run_to(shown, 800)
+    choose(shown, "flow")
+    reach(shown, 0)
+    assert facts(shown)["limit"] == "no threshold"
+    assert slider(shown).is_disabled()
+    now = run_to(shown, 1500)
+    assert now["sharpness"] > 20
+    assert now["words"] == "following gradient flow, sharpening"
+
+
+@browser_test
+def test_the_quadratic_diverges_and_the_network_does_not(shown: Any) -> None:
+    choose(shown, "quadratic")
+    reach(shown, 370)
+    now = run_to(shown, 900)
+    assert now["state"] == "training"
+    twin = recorded(shown)["high"]["twin"]
+    known = [v for v in twin if v is not None]
+    assert known[-1] > 1e3, "the polynomial's loss before it was given up"
+    assert twin[-1] is None
+    choose(shown, "edge")
+    reach(shown, 0)
+    run_to(shown, 100)
+    button(shown, "Step").click()
+    frozen = int(at_rest(shown)["step"])
+    button(shown, "Freeze a quadratic").click()
+    button(shown, "Step").click()
+    assert f"twinAt={frozen}&" in at_rest(shown)["link"]
+
+
+# -- settings --------------------------------------------------------------------------------------
+
+
+@browser_test
+@pytest.mark.parametrize(
+    ("changes", "address_has", "words"),
+    [
+        ({"task": "spirals", "loss": "cross_entropy"}, "task=spirals", "decision regions"),
+        ({"task": "rings", "noise": "0.05"}, "noise=0.05", "decision regions"),
+        ({"task": "linear", "activation": "linear", "bias": "no"}, "bias=no", "outputs"),
+        ({"task": "digits", "hidden": "8"}, "task=digits", "accuracy"),
+        ({"degree": "3", "points": "12", "init": "pytorch"}, "degree=3", "fit and the targets"),
+        ({"hidden": "8,8,8", "activation": "relu", "eigenvalues": "3"}, "eigenvalues=3", "fit"),
+        ({"optimizer": "rmsprop", "beta2": "0.9"}, "optimizer=rmsprop", "fit"),
+        ({"optimizer": "nesterov", "beta": "0.5"}, "beta=0.5", "fit"),
+        ({"batch": "4", "seed": "3", "measureEvery": "5"}, "batch=4", "fit"),
+    ],
+)
+def test_every_setting_starts_another_run(
+    shown: Any, changes: dict[str, str], address_has: str, words: str
+) -> None:
+    shown.locator(".eos-settings summary").click()
+    for name, value in changes.items():
+        set_field(shown, name, value)
+        assert shown.locator(".eos-settings .eos-wrong").inner_text() == ""
+        reach(shown, 0)
+    now = run_to(shown, 20)
+    assert now["state"] in ("training", "diverged")
+    assert address_has in now["link"]
+    assert words in shown.locator(".eos-fit figcaption").inner_text()
+
+
+@browser_test
+def test_the_quadratic_task_and_a_wrong_setting(shown: Any) -> None:
+    shown.locator(".eos-settings summary").click()
+    set_field(shown, "hidden", "20,x")
+    assert "hidden must be at most 60 layers" in shown.get_by_role("alert").inner_text()
+    assert shown.locator("form [name=hidden]").get_attribute("aria-invalid") == "true"
+    set_field(shown, "task", "quadratic")
+    reach(shown, 0)
+    now = facts(shown)
+    assert now["sharpness"] == pytest.approx(20)
+    assert shown.get_by_role("alert").inner_text() == ""
+    button(shown, "Run").click()  # η = 0.2 is twice the threshold
+    shown.wait_for_selector(f"{ROOT}[data-state=diverged]", state="attached")
+    assert shown.locator(".eos-fit").is_hidden()
+
+
+@browser_test
+def test_steps_or_time(shown: Any) -> None:
+    run_to(shown, 60)
+    picture = "document.querySelector('.eos-main canvas').toDataURL()"
+    before = shown.evaluate(picture)
+    shown.get_by_role("radio", name="time").check()
+    settle(shown)
+    assert shown.evaluate(picture) != before
+
+
+# -- what leaves the page --------------------------------------------------------------------------
+
+
+@browser_test
+def test_a_link_repeats_the_run(shown: Any, open_page: Callable[..., Any], address: str) -> None:
+    button(shown, "Step").click()
+    slider(shown).press("PageDown")
+    now = run_to(shown, 700)
+    assert shown.evaluate("location.hash") == now["link"]
+    other = open_page()
+    visit(other, address + now["link"])
+    reach(other, int(now["step"]))
+    again = at_rest(other)
+    assert again["step"] == now["step"]
+    assert again["sharpness"] == now["sharpness"], "bit for bit"
+    assert other.problems == []
+
+
+@browser_test
+def test_an_address_that_describes_nothing_is_named(page: Any, address: str) -> None:
+    visit(page, f"{address}#laboratory?stepSize=-1")
+    assert "stepSize must be a number above 0" in page.get_by_role("alert").inner_text()
+    assert facts(page)["lr"] == "0.2"
+
+
+@browser_test
+def test_the_anchors_of_a_page_leave_the_run_alone(shown: Any) -> None:
+    now = run_to(shown, 30)
+    shown.evaluate("location.hash = '#elsewhere'")
+    assert at_rest(shown)["step"] == now["step"]
+    assert shown.evaluate("location.hash") == "#elsewhere"
+
+
+@browser_test
+def test_a_hundred_thousand_steps_take_no_more_room(page: Any, tmp_path: Path) -> None:
+    bowl = Laboratory(settings={"task": "quadratic", "stepSize": 0.0999})
+    visit(page, write_page(tmp_path / "page.html", bowl))
+    now = run_to(page, 100_000)
+    assert now["step"] >= 100_000
+    data = recorded(page)
+    assert len(data["low"]["loss"]) <= 1024
+    assert data["low"]["eigenvalue1"][-1] == pytest.approx(20)
+    assert page.problems == []
+
+
+@browser_test
+def test_data_as_csv_and_a_picture(shown: Any) -> None:
+    now = run_to(shown, 50, speed="60")
+    rows = [line.split(",") for line in saved(shown, "csv").read_text().split("\n")[:-1]]
+    names, last = rows[0], rows[-1]
+    assert names[:3] == ["step", "time", "loss"]
+    assert float(last[0]) == now["step"]
+    assert float(last[names.index("eigenvalue1")]) == now["sharpness"]
+    assert saved(shown, "png").read_bytes().startswith(b"\x89PNG")
+
+
+def library_lines(page: Any) -> str:
+    page.locator(".eos-lines summary").click()
+    page.wait_for_function("document.querySelector('.eos-lines pre').textContent")
+    return str(page.locator(".eos-lines pre").inner_text())
+
+
+@browser_test
+def test_the_lines_for_the_library_repeat_the_run(
+    shown: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    button(shown, "Step").click()
+    reach(shown, 1)
+    run_to(shown, 30, speed="60")
+    slider(shown).press("PageDown")
+    run_to(shown, 60, speed="60")
+    code = library_lines(shown)
+    data = recorded(shown)
+    (tmp_path / "laboratory.json").write_text(json.dumps(data))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    first, second = names["runs"]
+    assert first.lr == 0.2
+    assert second.lr < first.lr
+    losses = [*first["loss"].values[:-1], *second["loss"].values]
+    np.testing.assert_allclose(data["low"]["loss"], losses, rtol=1e-7)
+    np.testing.assert_allclose(
+        data["low"]["eigenvalue1"][: first.outcome.step],
+        first.sharpness.values[:-1],
+        rtol=3e-3,
+    )
+
+
+@browser_test
+def test_lines_that_the_library_has_not(shown: Any) -> None:
+    choose(shown, "adam")
+    reach(shown, 0)
+    run_to(shown, 20)
+    assert "no counterpart of the optimizer Adam" in library_lines(shown)
+
+
+# -- pages -----------------------------------------------------------------------------------------
+
+
+@browser_test
+def test_three_on_one_page(page: Any, tmp_path: Path) -> None:
+    weights = np.linspace(-0.4, 0.6, 13)
+    visit(
+        page,
+        write_page(
+            tmp_path / "page.html",
+            Laboratory(compact=True),
+            Laboratory("adam"),
+            Laboratory(settings={"hidden": [4]}, initial_point=weights, title="Your own"),
+            share=True,
+        ),
+    )
+    for which in range(3):
+        page.locator(ROOT).nth(which).locator(".eos-go").click()
+    for which in range(3):
+        reach(page, 30, which)
+        page.locator(ROOT).nth(which).locator(".eos-go").click()
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id)")
+    assert len(ids) == len(set(ids))
+    assert page.locator(ROOT).first.locator(".eos-side").is_hidden()
+    own = page.locator(ROOT).nth(2)
+    with page.expect_download() as download:
+        own.get_by_role("button", name="data, JSON").click()
+    data = json.loads(Path(download.value.path()).read_text())
+    assert data["initialPoint"] == weights.tolist()
+    assert page.evaluate("location.hash") == "", "none of them was given the address"
+    assert page.problems == []
+
+
+@browser_test
+def test_a_phone(open_page: Callable[..., Any], address: str) -> None:
+    page = open_page(**PHONE)
+    visit(page, address)
+    page.locator(".eos-settings summary").tap()
+    page.locator(".eos-go").tap()
+    reach(page, 30)
+    page.locator(".eos-go").tap()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    small = page.evaluate(
+        """[...document.querySelectorAll(".eos-lab :is(button, select, summary, form input)")]
+          .filter((e) => e.clientWidth && e.getBoundingClientRect().height < 24).length"""
+    )
+    assert small == 0
+    assert page.problems == []
+
+
+@browser_test
+def test_every_control_has_a_name(shown: Any) -> None:
+    shown.locator(".eos-settings summary").click()
+    nameless = shown.evaluate(
+        """[...document.querySelectorAll(".eos-lab :is(button, select, input, a, [role=img])")]
+          .filter((e) => !(e.textContent.trim() && e.tagName !== "SELECT") && !e.ariaLabel
+            && ![...(e.labels ?? [])].some((l) => l.textContent.trim()))
+          .map((e) => e.outerHTML)"""
+    )
+    assert nameless == []
+    assert shown.get_by_role("group", name="The laboratory").count() == 1
+    assert shown.locator("[role=status][aria-live=polite]").count() == 1
+
+
+@browser_test
+def test_a_title_is_text_not_markup(page: Any, tmp_path: Path) -> None:
+    title = "<img src=x onerror='window.hacked = 1'></script>"
+    visit(page, write_page(tmp_path / "page.html", Laboratory(title=title)))
+    assert page.locator(".eos-title").text_content() == title
+    assert page.evaluate("window.hacked") is None
+
+
+# -- JupyterLab ------------------------------------------------------------------------------------
+
+LIVE_CELL = """
+from eoslib.widgets.laboratory import Laboratory
+
+laboratory = Laboratory(settings={"degree": 3, "hidden": [8]}, title="before")
+def tell(change):
+    run = laboratory.run
+    laboratory.title = f"{run.outcome.step} {len(run.sharpness)} {run.final_point.size}"
+laboratory.observe(tell, "result")
+laboratory
+"""
+
+
+@pytest.mark.lab
+def test_a_paused_run_is_a_run_of_the_library(run_in_lab: Callable[[str, str], Any]) -> None:
+    page = run_in_lab(LIVE_CELL, f"{ROOT}[data-step]")
+    page.locator(".eos-go").click()
+    reach(page, 40)
+    page.locator(".eos-go").click()
+    now = at_rest(page)
+    count = int(now["step"])
+    page.get_by_text(f"{count} {count + 1} 25").wait_for()
+    assert page.blocked == []
