@@ -14,6 +14,7 @@ from eoslib.data import Dataset
 from eoslib.eigen import lanczos
 from eoslib.functional_model import BatchNormMode
 from eoslib.losses import Loss, cross_entropy, get_loss, square_loss
+from eoslib.numerics import limited_threads
 from eoslib.objective import Objective
 
 __all__ = ["Data", "as_loss", "full_batch", "sharpness"]
@@ -27,6 +28,8 @@ _TORCH_LOSSES: dict[type[nn.Module], tuple[float, Loss]] = {
     nn.CrossEntropyLoss: (1.0, cross_entropy),
     nn.MSELoss: (2.0, square_loss),
 }
+#: Their options that change the loss, and the values that leave it alone.
+_USUAL = {"reduction": "mean", "weight": None, "label_smoothing": 0.0, "ignore_index": -100}
 
 
 def sharpness(
@@ -87,8 +90,9 @@ def sharpness(
         device=parameters[0].device if device is None else device,
         dtype=dtype,
     )
-    hessian = objective.hessian(objective.initial_point)
-    return lanczos(hessian, rtol=rtol).eigenvalue()
+    with limited_threads(objective.num_parameters * objective.num_examples):
+        hessian = objective.hessian(objective.initial_point)
+        return lanczos(hessian, rtol=rtol).eigenvalue()
 
 
 def full_batch(data: Data) -> tuple[Tensor, Tensor]:
@@ -144,24 +148,24 @@ def as_loss(loss: str | Loss | nn.Module) -> Loss:
         loss: a name, a `Loss`, ``nn.CrossEntropyLoss()`` or ``nn.MSELoss()``.
 
     Raises:
-        ValueError: the name is unknown; the module is another one, has class weights, label
-            smoothing or an ignored class, or does not average (``reduction="mean"``).
+        ValueError: the name is unknown; the module is another one, or has options: class weights,
+            label smoothing, an ignored label, another reduction.
     """
     if isinstance(loss, str | Loss):
         return get_loss(loss)
     known = _TORCH_LOSSES.get(type(loss))
-    if (
-        known is None
-        or loss.reduction != "mean"
-        or getattr(loss, "weight", None) is not None
-        or getattr(loss, "label_smoothing", 0) > 0
-        or getattr(loss, "ignore_index", -1) >= 0
-    ):
+    unusual = [
+        f"{name}={getattr(loss, name)}"
+        for name, usual in _USUAL.items()
+        if getattr(loss, name, usual) != usual
+    ]
+    if known is None or unusual:
+        name = type(loss).__name__ if isinstance(loss, nn.Module) else repr(loss)
         raise ValueError(
-            f"got the loss {loss!r}; known are 'square', 'cross_entropy', nn.CrossEntropyLoss() "
-            "and nn.MSELoss(), which average, without weights, smoothing or ignored labels. Write "
-            "any other as Loss(name, label, terms, check), where terms(outputs, targets) does not "
-            "average: its entries, one row per example, sum to the loss of all examples"
+            f"got the loss {name}({', '.join(unusual)}); known are 'square', 'cross_entropy', "
+            "nn.CrossEntropyLoss() and nn.MSELoss() without options. Write any other as "
+            "Loss(name, label, terms, check), where terms(outputs, targets) does not average: its "
+            "entries, one row per example, sum to the loss of all examples"
         )
     factor, convention = known
 
