@@ -7,6 +7,10 @@ That comparison (nbval) wants the same line on every machine. Before the edge a 
 to many digits; at the edge two runs that differ by rounding decorrelate, and only bands survive. So
 a check says which of the two its number is: ``=`` before an exact one, which is compared digit by
 digit, ``≈`` before one that only has to lie in its band (``scripts/nbval.cfg`` masks it).
+
+A claim of the paper that does *not* reproduce in some setting is stated too, with
+``reproduces=False``: the line says so, and the check fails if the claim should hold after all. The
+book's ledger of claims is made of these lines (``book/_ext/claims_ledger.py``).
 """
 
 from __future__ import annotations
@@ -29,8 +33,9 @@ def check(
     high: float = math.inf,
     digits: int = 2,
     exact: bool = False,
+    reproduces: bool = True,
 ) -> None:
-    """Print the verdict on ``low ≤ value ≤ high``, and raise when it is not so.
+    """Print the verdict on ``low ≤ value ≤ high``, and raise when it is not the one stated.
 
     Args:
         claim: the claim's number, for instance ``"C6"``.
@@ -40,9 +45,12 @@ def check(
         high: largest value at which the claim holds.
         digits: decimals printed.
         exact: whether the digits printed are the same on every machine.
+        reproduces: ``False`` states that the claim does not hold here: the value is a number
+            outside the band.
 
     Raises:
-        ClaimError: the value is missing, is not a number, or lies outside the band.
+        ClaimError: the value is missing, is not a number, or lies outside the band; with
+            ``reproduces=False``, inside it.
         ValueError: no bound was given. Such a check could not fail.
     """
     if math.isinf(low) and math.isinf(high):
@@ -53,7 +61,11 @@ def check(
     )  # fmt: skip
     if value is None:
         raise ClaimError(f"{claim}: {quantity}: nothing was measured, expected {band}")
-    if not (low <= value <= high and math.isfinite(value)):  # NaN and infinity never hold
-        raise ClaimError(f"{claim}: {quantity} = {value:.6g}, expected {band}")
+    inside = low <= value <= high and math.isfinite(value)  # NaN and infinity never hold
+    if inside != reproduces or not math.isfinite(value):
+        stated = "" if reproduces else ", and the page states that this is not so"
+        raise ClaimError(f"{claim}: {quantity} = {value:.6g}, expected {band}{stated}")
+    verdict = "holds" if reproduces else "does not hold"
+    sign = "=" if exact else "≈"
     shown = 0.0 if round(value, digits) == 0 else value  # no "-0.00"
-    print(f"{claim} holds: {quantity} {'=' if exact else '≈'} {shown:.{digits}f}, expected {band}")
+    print(f"{claim} {verdict}: {quantity} {sign} {shown:.{digits}f}, expected {band}")

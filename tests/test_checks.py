@@ -44,3 +44,11 @@ def test_progress_outside_a_notebook(capsys):
     assert capsys.readouterr() == ("", "")
     with pytest.raises(ValueError, match="total above 0"):
         list(progress([], "nothing"))
+
+
+def test_a_claim_that_does_not_reproduce_is_stated_and_guarded(capsys):
+    check("C16", "growth", 0.5, low=1, reproduces=False)
+    assert capsys.readouterr().out == "C16 does not hold: growth ≈ 0.50, expected ≥ 1\n"
+    for value in (1.5, float("nan"), float("inf"), None):
+        with pytest.raises(ClaimError):
+            check("C16", "growth", value, low=1, high=2, reproduces=False)

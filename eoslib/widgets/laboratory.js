@@ -268,6 +268,7 @@ function render({ model, el }) {
     root.dataset.why = "";
     [lastFrame, owed] = [0, 0];
     if (speed.value === "Infinity") send("run");
+    stale = true; // the button says "Pause" at once, not when the worker answers
     schedule();
   }
 

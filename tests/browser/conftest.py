@@ -197,25 +197,23 @@ def run_in_lab(
                 metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
             )
             nbformat.write(notebook, tmp_path / "live.ipynb")
-            page = open_page(allow=(address + "/", address.replace("http", "ws") + "/"))
-            page.set_default_timeout(120_000)
-            page.goto(f"{address}/lab/tree/live.ipynb?token={token}")
-            cell = page.locator(".jp-Notebook .jp-CodeCell .cm-content").first
-            cell.wait_for()
-            page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
-            # On a cold machine a cell may be run before the kernel or the widget manager is
-            # connected, and is then silently not run or not shown. Do as a person does: run it
-            # again, but never twice at a time: the second run would replace the widget.
-            for _ in range(6):
+            # On a cold or busy machine a cell may be run before the kernel or the widget manager is
+            # connected. It is then silently not run, not shown, or waits for an answer for ever.
+            # Do as a person does: open the page anew, and run it again.
+            for patience in (30_000, 60_000, 120_000):
+                page = open_page(allow=(address + "/", address.replace("http", "ws") + "/"))
+                page.set_default_timeout(120_000)
+                page.goto(f"{address}/lab/tree/live.ipynb?token={token}")
+                cell = page.locator(".jp-Notebook .jp-CodeCell .cm-content").first
+                cell.wait_for()
+                page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+                page.wait_for_timeout(1000)
                 cell.click()
                 page.keyboard.press("Control+Enter")
-                page.wait_for_timeout(1000)
-                prompt = "document.querySelector('.jp-Notebook .jp-InputPrompt').textContent"
-                page.wait_for_function(f"!{prompt}.includes('*')")
                 with contextlib.suppress(PlaywrightTimeout):
-                    page.wait_for_selector(selector, state="attached", timeout=20_000)
-                    break
-            page.wait_for_selector(selector, state="attached")
-            return page
+                    page.wait_for_selector(selector, state="attached", timeout=patience)
+                    return page
+                page.close()
+            raise AssertionError(f"{selector} did not appear in JupyterLab")
 
         yield run_in_lab
