@@ -17,6 +17,7 @@ from eoslib.eigen import (
     power_iteration,
     scipy_eigsh,
 )
+from eoslib.flows import RandomProjection, gradient_flow
 from eoslib.linops import SymmetricOperator
 from eoslib.losses import Loss, cross_entropy, square_loss
 from eoslib.measure import sharpness
@@ -28,10 +29,7 @@ from eoslib.one_step import (
     relative_progress,
     sharpness_between,
 )
-from eoslib.runs import Outcome, Run, RunFileError, Series
-from eoslib.spectrum import spectral_density
-from eoslib.tracker import SharpnessTracker
-from eoslib.train import (
+from eoslib.recorder import (
     Measurement,
     Snapshot,
     accuracy_above,
@@ -39,9 +37,12 @@ from eoslib.train import (
     every,
     log_spaced,
     loss_below,
-    train,
-    train_together,
 )
+from eoslib.runs import Outcome, Run, RunFileError, Series
+from eoslib.spectrum import spectral_density
+from eoslib.taylor import TaylorQuadratic
+from eoslib.tracker import SharpnessTracker
+from eoslib.train import Minibatches, train, train_together
 from eoslib.update_rules import GradientDescent, Nesterov, Polyak
 
 __all__ = [
@@ -51,16 +52,19 @@ __all__ = [
     "GradientDescent",
     "Loss",
     "Measurement",
+    "Minibatches",
     "Nesterov",
     "Objective",
     "Outcome",
     "Polyak",
+    "RandomProjection",
     "Run",
     "RunFileError",
     "Series",
     "SharpnessTracker",
     "Snapshot",
     "SymmetricOperator",
+    "TaylorQuadratic",
     "UnconvergedError",
     "accuracy_above",
     "at_steps",
@@ -69,6 +73,7 @@ __all__ = [
     "cross_entropy",
     "digits",
     "every",
+    "gradient_flow",
     "lanczos",
     "load_dataset",
     "log_spaced",

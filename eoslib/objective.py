@@ -39,7 +39,8 @@ class Objective:
         loss: the `eoslib.losses.Loss`.
         device: where everything is computed.
         dtype: dtype of θ, gradients and products.
-        num_gradients: gradients computed so far; all chunks, and all runs at once, count as one.
+        num_gradients: gradients computed so far; all chunks, and all runs at once, count as one,
+            and a mini-batch as its share of the examples.
         num_products: Hessian-vector products computed so far, counted alike.
 
     The model given is copied: its parameters, buffers, ``.grad`` and mode are never touched.
@@ -107,7 +108,7 @@ class Objective:
         )
         self.num_parameters = self.model.num_parameters
         self.initial_point = self.model.initial_point
-        self.num_gradients = 0
+        self.num_gradients: float = 0
         self.num_products = 0
         outputs = self.model.check(next(self._chunks())[0])
         self.loss.check(outputs[:1].expand(self.num_examples, *outputs.shape[1:]), self.targets)
@@ -146,6 +147,36 @@ class Objective:
     def gradient(self, theta: Tensor) -> Tensor:
         """∇L(θ), of θ's shape."""
         return self.value_and_gradient(theta)[1]
+
+    def minibatch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
+        """The gradient of the mean loss of some of the examples, of θ's shape.
+
+        An unbiased estimate of ∇L(θ) when the examples are drawn uniformly.
+
+        Args:
+            theta: ``(P,)``, or ``(R, P)``.
+            indices: ``(b,)`` int64, positions among the n examples; one may occur twice.
+
+        Raises:
+            ValueError: no indices, or a network whose batch-norm layers take batch statistics: a
+                mini-batch has others, so this would be the gradient of another loss.
+
+        Cost: b/n of a gradient, counted as that share in `num_gradients`.
+        """
+        if indices.ndim != 1 or not len(indices):
+            raise ValueError(f"expected indices of shape (b,), b ≥ 1, got {tuple(indices.shape)}")
+        if self.model.mixes_examples:
+            raise ValueError(
+                "mini-batches of a network with batch statistics are another loss than its full "
+                'batch; use batch_norm="running", or a network without batch normalisation'
+            )
+        leaves = self._leaves(theta)
+        rows = indices.to(self.device)
+        with torch.enable_grad(), full_precision(self.device):
+            part = self._part(leaves, self.inputs[rows], self.targets[rows])
+            gradient = _flat(_gradients(part, leaves), part.ndim)
+        self.num_gradients += len(indices) / self.num_examples
+        return gradient * (self.num_examples / len(indices))
 
     def hvp(self, theta: Tensor, vector: Tensor) -> Tensor:
         """The Hessian-vector product ∇²L(θ) v, ``(P,)``. For several v at one θ use `hessian`."""

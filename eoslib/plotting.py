@@ -53,14 +53,17 @@ def book_style() -> Iterator[None]:
 
 
 def time_of(run: Run, steps: np.ndarray, axis: str) -> np.ndarray:
-    """Map steps to the x axis: themselves, or time = steps × η.
+    """Map steps to the x axis: themselves, or time = steps × η (for gradient flow: × tick).
 
     Raises:
-        ValueError: the axis is neither ``"steps"`` nor ``"time"``.
+        ValueError: the axis is neither ``"steps"`` nor ``"time"``, or the run is one of gradient
+            flow, which knows no steps, on an axis of steps.
     """
     if axis not in ("steps", "time"):
         raise ValueError(f"axis must be 'steps' or 'time', got {axis!r}")
-    return steps * run.lr if axis == "time" else steps
+    if axis == "steps" and "tick" in run.settings:
+        raise ValueError("gradient flow has no steps; draw it over time (axis='time')")
+    return steps * run.time_per_step if axis == "time" else steps
 
 
 def draw_threshold(
@@ -106,6 +109,8 @@ def plot_runs(
 ) -> Figure:
     """Loss (log axis) above sharpness with the dashed thresholds, one colour per step size.
 
+    A run of gradient flow is drawn dotted, in ink; it needs the time axis.
+
     Args:
         runs: at least one; all with the same loss.
         axis: ``"steps"`` or ``"time"`` (steps × η).
@@ -123,38 +128,42 @@ def plot_runs(
 
     if not runs:
         raise ValueError("plot_runs needs at least one run")
-    ordered = sorted(runs, key=lambda run: run.lr)
-    low, high = lr_range or (ordered[0].lr, ordered[-1].lr)
+    flows = [run for run in runs if "tick" in run.settings]
+    ordered = sorted((run for run in runs if "tick" not in run.settings), key=lambda run: run.lr)
+    low, high = lr_range or ((ordered[0].lr, ordered[-1].lr) if ordered else (1.0, 1.0))
     with book_style():
         figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(7.2, 5.4))
-        for run in ordered:
-            color = step_size_color(run.lr, low, high)
+        for run in [*flows, *ordered]:
+            flow = "tick" in run.settings
+            style = {
+                "color": INK["light"] if flow else step_size_color(run.lr, low, high),
+                "linestyle": ":" if flow else "-",
+                "zorder": 3 if flow else 2,
+            }
             loss, sharpness = run["loss"], run.sharpness
             top.plot(
                 time_of(run, loss.steps, axis),
                 loss.values,
-                color=color,
-                label=f"η = {run.lr:.3g}",
-                linewidth=1.1,
+                label="gradient flow" if flow else f"η = {run.lr:.3g}",
+                linewidth=1.6 if flow else 1.1,
+                **style,
             )
             if "eigenvalues" in run.series:
                 further = run["eigenvalues"]
                 bottom.plot(
                     time_of(run, further.steps, axis),
                     further.values[:, 1:],
-                    color=color,
                     alpha=0.35,
                     linewidth=0.9,
+                    **style,
                 )
             x = time_of(run, sharpness.steps, axis)
-            bottom.plot(x, sharpness.values, color=color)
+            bottom.plot(x, sharpness.values, **style)
             if run.outcome.status == "diverged" and len(x):
                 bottom.plot(x[-1], sharpness.values[-1], "x", color=ACCENT["light"], markersize=8)
         if sharpness_max is None:
             # An overshoot at the edge belongs in the picture; the explosion of a run does not.
-            tops = [
-                min(run.sharpness.values.max(initial=0), 1.5 * run.threshold) for run in ordered
-            ]
+            tops = [min(run.sharpness.values.max(initial=0), 1.5 * run.threshold) for run in runs]
             sharpness_max = 1.08 * max(tops) or 1.0
         bottom.set_ylim(0, sharpness_max)
         for run in ordered:
@@ -163,9 +172,11 @@ def plot_runs(
                 draw_threshold(bottom, run, color, name=threshold_name, tint=len(runs) == 1)
         top.set_yscale("log")
         plain_log_ticks(top.yaxis)
-        top.set_ylabel(f"{get_loss(ordered[0].settings['loss']).label}\nlog axis")
+        top.set_ylabel(f"{get_loss(runs[0].settings['loss']).label}\nlog axis")
         bottom.set_ylabel("sharpness")
-        bottom.set_xlabel("step" if axis == "steps" else "time = steps × η")
+        bottom.set_xlabel(
+            "step" if axis == "steps" else "time τ" if not ordered else "time = steps × η"
+        )
         bottom.set_xlim(0, x_max)
         top.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, handlelength=1.2)
     return figure

@@ -104,7 +104,8 @@ class Run:
     Attributes:
         settings: what was asked for; JSON values only. The loop writes ``lr``, ``optimizer``,
             ``threshold``, ``loss``, ``num_steps``, ``num_parameters``, ``num_examples``,
-            ``dtype``; the caller adds ``dataset``, ``architecture``, ``seed`` and the like.
+            ``dtype`` (gradient flow: ``tick`` in place of ``lr``); the caller adds ``dataset``,
+            ``architecture``, ``seed`` and the like.
         series: measured quantities by name; ``loss`` and ``sharpness`` among them.
         outcome: how it ended.
         provenance: versions, device, threads, date, seconds, gradients and products spent.
@@ -137,8 +138,13 @@ class Run:
         return float(self.settings["lr"])
 
     @property
+    def time_per_step(self) -> float:
+        """Units of time from one step to the next: η, or the tick of gradient flow."""
+        return float(self.settings["tick"]) if "tick" in self.settings else self.lr
+
+    @property
     def threshold(self) -> float:
-        """The update rule's stability threshold, 2/η for gradient descent."""
+        """The update rule's stability threshold, 2/η for gradient descent, ∞ for gradient flow."""
         return float(self.settings["threshold"])
 
     @property
@@ -168,6 +174,11 @@ class Run:
             return f"diverged at step {self.outcome.step:,}"
         if "sharpness" not in self.series or not len(self.sharpness):
             return f"{self.outcome.status} at step {self.outcome.step:,}"
+        if "tick" in self.settings:
+            until = self.outcome.step * self.time_per_step
+            return (
+                f"followed for {until:g} units of time: sharpness {self.sharpness.values[-1]:.3g}"
+            )
         ratio, crossing = self.sharpness_ratio, self.crossing
         if crossing is None:
             now = f"sharpness {self.sharpness.values[-1]:.3g}, threshold {self.threshold:.3g}"

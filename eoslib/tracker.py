@@ -31,6 +31,7 @@ from eoslib.linops import SymmetricOperator
 
 if TYPE_CHECKING:
     from eoslib.objective import Hessian, Objective
+    from eoslib.taylor import QuadraticHessian, TaylorQuadratic
 
 __all__ = ["SharpnessTracker"]
 
@@ -69,7 +70,7 @@ class SharpnessTracker:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Objective | TaylorQuadratic,
         k: int = 1,
         *,
         rtol: float = 1e-3,
@@ -116,7 +117,7 @@ class SharpnessTracker:
         self.num_products = 0
         self.unconverged = 0
 
-    def __call__(self, theta: Tensor, hessian: Hessian | None = None) -> Tensor:
+    def __call__(self, theta: Tensor, hessian: Hessian | QuadraticHessian | None = None) -> Tensor:
         """The largest eigenvalues at θ, descending; NaN where the search did not converge.
 
         Args:
@@ -133,7 +134,7 @@ class SharpnessTracker:
         return torch.stack([self._values(result) for result in results])
 
     def solve(
-        self, theta: Tensor, hessian: Hessian | None = None
+        self, theta: Tensor, hessian: Hessian | QuadraticHessian | None = None
     ) -> EigenResult | list[EigenResult]:
         """Measure at θ; the result, or one for each run, is kept in `last`."""
         points = theta.detach()[None] if theta.ndim == 1 else theta.detach()

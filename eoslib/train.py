@@ -5,136 +5,82 @@ Each step in order: loss and gradient at θ_t → measurements at θ_t → stop 
 measured, the step's own gradient graph serves the Hessian-vector products.
 
 `train_together` follows several update rules from one starting point in one batched computation.
+
+With `Minibatches` the update follows the gradient of a few examples at a time (stochastic gradient
+descent), while everything that is measured stays a quantity of the full batch.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eoslib.numerics import hardware_stamp, limited_threads
+from eoslib.numerics import limited_threads
 from eoslib.objective import Objective
-from eoslib.runs import Outcome, Run, Series, plain_json
+from eoslib.recorder import Measurement, Recorder, Schedule, Snapshot, StopRule, every
+from eoslib.runs import Outcome, Run
+from eoslib.taylor import TaylorQuadratic
 from eoslib.tracker import SharpnessTracker
 from eoslib.update_rules import UpdateRule
 
-__all__ = [
-    "Measurement",
-    "Schedule",
-    "Snapshot",
-    "at_steps",
-    "every",
-    "log_spaced",
-    "loss_below",
-    "accuracy_above",
-    "train",
-    "train_together",
-]
-
-Schedule = Callable[[int], bool]
+__all__ = ["Minibatches", "train", "train_together"]
 
 
-def every(interval: int) -> Schedule:
-    """Measure every ``interval`` steps, seeing both sides of an oscillation of period 2.
+@dataclass(frozen=True)
+class Minibatches:
+    """Which examples each step of stochastic gradient descent sees: epochs of shuffled batches.
 
-    At the edge of stability the iterate nearly repeats every second step, so a strictly even
-    stride would see one side of the oscillation only and bias what it measures. An odd interval
-    alternates by itself: 0, 5, 10, …. An even one is made to: 0, 21, 40, 61, 80, … for 20.
+    In every epoch the n examples are shuffled and dealt out ``size`` at a time; the last batch of
+    an epoch takes what is left. So every example is seen once an epoch.
+
+    Attributes:
+        size: examples in a batch, 1 to n; n is full-batch gradient descent in another order.
+        seed: seed of the order.
 
     Raises:
-        ValueError: the interval is not a positive integer.
-    """
-    if interval != int(interval) or interval < 1:
-        raise ValueError(f"an interval must be a positive whole number of steps, got {interval}")
-
-    def due(step: int) -> bool:
-        count, rest = divmod(step, interval)
-        return rest == (count % 2 if interval % 2 == 0 else 0)
-
-    return due
-
-
-def at_steps(steps: Iterable[int]) -> Schedule:
-    """Measure at exactly these steps."""
-    return frozenset(int(step) for step in steps).__contains__
-
-
-def log_spaced(per_decade: int = 20, last: int = 10**7) -> Schedule:
-    """Measure at step 0 and at about ``per_decade`` steps in every factor of ten up to ``last``."""
-    if not (per_decade > 0 and last >= 1):
-        raise ValueError(f"need per_decade > 0 and last ≥ 1, got {per_decade} and {last}")
-    exponents = np.arange(0, np.log10(last) + 1e-9, 1 / per_decade)
-    return at_steps([0, *np.unique(np.rint(10**exponents).astype(int)).tolist()])
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A quantity to record: any function of θ.
-
-    Attributes:
-        name: its name among the run's series.
-        function: maps θ, ``(P,)``, to a number or a vector ``(d,)``.
-        schedule: at which steps.
+        ValueError: the size is not a positive whole number.
     """
 
-    name: str
-    function: Callable[[Tensor], Tensor | float]
-    schedule: Schedule
+    size: int
+    seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse a size that is none."""
+        if self.size != int(self.size) or self.size < 1:
+            raise ValueError(f"a batch needs a positive whole number of examples, got {self.size}")
 
-@dataclass(frozen=True)
-class Snapshot:
-    """What stop rules and progress reports see.
+    def epochs(self, num_examples: int) -> Iterator[Tensor]:
+        """Yield the indices of one batch after another, ``(b,)`` int64, without end.
 
-    Attributes:
-        step: the step whose measurements were just taken.
-        num_steps: the step at which the run would end.
-        loss: L(θ_t).
-        theta: θ_t, ``(P,)``.
-        record: a function returning the `Run` so far, for live plots.
-    """
-
-    step: int
-    num_steps: int
-    loss: float
-    theta: Tensor
-    record: Callable[[], Run]
-
-
-StopRule = Callable[[Snapshot], str | None]
-
-
-def loss_below(goal: float) -> StopRule:
-    """Stop when the loss falls below ``goal``."""
-    return lambda now: f"loss {now.loss:.3g} < {goal:g}" if now.loss < goal else None
-
-
-def accuracy_above(objective: Objective, goal: float, *, interval: int = 10) -> StopRule:
-    """Stop when the training accuracy exceeds ``goal`` (strictly); looked at every ``interval``."""
-
-    def rule(now: Snapshot) -> str | None:
-        if now.step % interval:
-            return None
-        share = objective.accuracy(now.theta)
-        return f"training accuracy {share:.2%} > {goal:.0%}" if share > goal else None
-
-    return rule
+        Raises:
+            ValueError: a batch is larger than the data set.
+        """
+        if self.size > num_examples:
+            raise ValueError(
+                f"a batch of {self.size} examples cannot be drawn from {num_examples}; "
+                "choose a smaller batch"
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        while True:
+            order = torch.randperm(num_examples, generator=generator)
+            yield from order.split(self.size)
 
 
 def train(
-    objective: Objective,
+    objective: Objective | TaylorQuadratic,
     rule: UpdateRule,
     *,
     num_steps: int,
     theta: Tensor | None = None,
     sharpness: SharpnessTracker | None = None,
     sharpness_schedule: Schedule | None = None,
+    batches: Minibatches | None = None,
     measurements: Sequence[Measurement] = (),
     stop: Sequence[StopRule] = (),
     report: Callable[[Snapshot], bool | None] | None = None,
@@ -144,7 +90,7 @@ def train(
     """Train from θ (default: the objective's initial point) and return the record.
 
     Args:
-        objective: the training loss.
+        objective: the training loss, or its quadratic model.
         rule: the optimizer.
         num_steps: updates to make, ≥ 1; steps 0..num_steps are measured.
         theta: where to start, ``(P,)``.
@@ -152,6 +98,8 @@ def train(
             Recorded as ``sharpness`` ``(m,)``, and also as ``eigenvalues`` ``(m, k)`` if it
             reports several.
         sharpness_schedule: when to measure it; default every 5 steps.
+        batches: follow the gradients of mini-batches (default: of the full batch). The training
+            loss, which then costs more than a step, is measured with the sharpness only.
         measurements: further quantities.
         stop: stop rules, asked after the measurements of each step; the first that answers ends
             the run with status "goal reached".
@@ -165,7 +113,8 @@ def train(
             measurement's shape changes.
         TypeError: the settings hold something that JSON has no place for.
 
-    Cost: one gradient a step plus the measurements.
+    Cost: one gradient a step plus the measurements; with mini-batches of b of n examples, b/n of a
+    gradient a step.
     """
     (run,) = train_together(
         objective,
@@ -174,6 +123,7 @@ def train(
         theta=theta,
         sharpness=sharpness,
         sharpness_schedule=sharpness_schedule,
+        batches=batches,
         measurements=measurements,
         stop=stop,
         report=report,
@@ -184,13 +134,14 @@ def train(
 
 
 def train_together(
-    objective: Objective,
+    objective: Objective | TaylorQuadratic,
     rules: Sequence[UpdateRule],
     *,
     num_steps: int,
     theta: Tensor | None = None,
     sharpness: SharpnessTracker | None = None,
     sharpness_schedule: Schedule | None = None,
+    batches: Minibatches | None = None,
     measurements: Sequence[Measurement] = (),
     stop: Sequence[StopRule] = (),
     report: Callable[[Snapshot], bool | None] | None = None,
@@ -221,14 +172,21 @@ def train_together(
         raise ValueError(f"measurement names must be unique and new, got {names[3:]}")
     start = (objective.initial_point if theta is None else theta).detach()
     given = dict(settings or {})
+    if batches is not None:
+        given |= {"batch_size": batches.size, "batch_seed": batches.seed}
     progresses = [
-        _Progress(rule, start.clone(), _Recorder(objective, rule, len(rules), num_steps, given))
+        _Progress(
+            rule,
+            start.clone(),
+            Recorder(objective, given, _method(rule, num_steps), num_runs=len(rules)),
+        )
         for rule in rules
     ]
     loop = _Loop(
         objective,
         tracker,
         sharpness_schedule or every(5),
+        None if batches is None else _batch_gradients(objective, batches),
         tuple(measurements),
         tuple(stop),
         report,
@@ -240,12 +198,32 @@ def train_together(
     return [progress.result for progress in progresses if progress.result is not None]
 
 
+def _method(rule: UpdateRule, num_steps: int) -> dict[str, Any]:
+    return {
+        "optimizer": rule.name,
+        **rule.settings,
+        "threshold": rule.threshold,
+        "num_steps": num_steps,
+    }
+
+
+def _batch_gradients(
+    objective: Objective | TaylorQuadratic, batches: Minibatches
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """For each step, the gradient of its mini-batch as a function of θ."""
+    if not isinstance(objective, Objective):
+        raise TypeError("a quadratic model has no examples to draw mini-batches from")
+    for indices in batches.epochs(objective.num_examples):
+        yield partial(objective.minibatch_gradient, indices=indices)
+
+
 class _Progress:
     """One run under way: where it is, and its record so far."""
 
-    def __init__(self, rule: UpdateRule, point: Tensor, record: _Recorder) -> None:
+    def __init__(self, rule: UpdateRule, point: Tensor, record: Recorder) -> None:
         self.rule, self.point, self.record = rule, point, record
         self.state = rule.init(point)
+        self.loss = np.nan
         self.limit = np.inf
         self.result: Run | None = None
 
@@ -256,9 +234,10 @@ class _Progress:
 
 @dataclass(frozen=True)
 class _Loop:
-    objective: Objective
+    objective: Objective | TaylorQuadratic
     tracker: SharpnessTracker
     due: Schedule
+    batch_gradients: Iterator[Callable[[Tensor], Tensor]] | None
     measurements: tuple[Measurement, ...]
     stop: tuple[StopRule, ...]
     report: Callable[[Snapshot], bool | None] | None
@@ -267,9 +246,9 @@ class _Loop:
 
     def run(self, active: list[_Progress]) -> None:
         for step in range(self.num_steps + 1):
-            active, losses, gradients = self._evaluate(step, active)
-            for progress, loss in zip(active, losses, strict=True):
-                self._measure(step, progress, loss)
+            active, gradients = self._evaluate(step, active)
+            for progress in active:
+                self._measure(step, progress)
             going = [index for index, progress in enumerate(active) if progress.result is None]
             for index in going:
                 progress = active[index]
@@ -283,48 +262,66 @@ class _Loop:
             if not active:
                 return
 
-    def _evaluate(
-        self, step: int, active: list[_Progress]
-    ) -> tuple[list[_Progress], list[float], list[Tensor]]:
-        """Losses and gradients of the runs that have not diverged, and their sharpness if due."""
+    def _evaluate(self, step: int, active: list[_Progress]) -> tuple[list[_Progress], list[Tensor]]:
+        """The runs that have not diverged, and their gradients; records loss and sharpness."""
+        batch_gradient = None if self.batch_gradients is None else next(self.batch_gradients)
+        due = self.due(step)
         while active:
             points = _stacked([progress.point for progress in active])
-            hessian = self.objective.hessian(points) if self.due(step) else None
-            if hessian is None:
-                values, gradients = self.objective.value_and_gradient(points)
-            else:
-                values, gradients = hessian.value, hessian.gradient
-            losses = [float(value) for value in _unstacked(values, 0)]
-            going = []
-            for index, (progress, loss) in enumerate(zip(active, losses, strict=True)):
-                if step == 0:
-                    tiny = torch.finfo(self.objective.dtype).tiny
-                    progress.limit = self.divergence_factor * max(loss, tiny)
-                if np.isfinite(loss) and loss <= progress.limit:
-                    going.append(index)
-                    continue
-                size = f"{loss:.3g}" if np.isfinite(loss) else "no longer finite"
-                lr = progress.rule.lr
-                message = f"the loss was {size} at step {step} with step size {lr:g}"
-                progress.finish("diverged", step, message)
+            losses: Tensor | None = None
+            if due:
+                hessian = self.objective.hessian(points)
+                losses, gradients = hessian.value, hessian.gradient
+            elif batch_gradient is None:
+                losses, gradients = self.objective.value_and_gradient(points)
+            if batch_gradient is not None:
+                gradients = batch_gradient(points)
+            going = self._not_diverged(step, active, losses, gradients)
             if len(going) < len(active):  # once more, for the others
                 active = self._keep(active, going)
                 continue
-            if hessian is not None:
+            if due:
                 eigenvalues = _unstacked(self.tracker(points, hessian), 1)
                 for progress, row in zip(active, eigenvalues, strict=True):
                     progress.record.add("sharpness", step, row[0])
                     if self.tracker.max_k > 1:
                         progress.record.add("eigenvalues", step, row)
-            return active, losses, _unstacked(gradients, 1)
-        return [], [], []
+            return active, _unstacked(gradients, 1)
+        return [], []
 
-    def _measure(self, step: int, progress: _Progress, loss: float) -> None:
-        progress.record.add("loss", step, loss)
+    def _not_diverged(
+        self, step: int, active: list[_Progress], losses: Tensor | None, gradients: Tensor
+    ) -> list[int]:
+        """Which runs go on. If all do, their losses are recorded where they are known."""
+        known = losses is not None
+        # Between measurements of the loss, a gradient that is not finite tells of an explosion.
+        signs = losses if losses is not None else gradients.sum(dim=-1)
+        numbers = [float(sign) for sign in _unstacked(signs, 0)]
+        going = []
+        for index, (progress, number) in enumerate(zip(active, numbers, strict=True)):
+            if known and np.isnan(progress.limit):
+                tiny = torch.finfo(self.objective.dtype).tiny
+                progress.limit = self.divergence_factor * max(number, tiny)
+            if np.isfinite(number) and not (known and number > progress.limit):
+                going.append(index)
+                continue
+            size = f"{number:.3g}" if np.isfinite(number) else "no longer finite"
+            what = "loss" if known else "gradient"
+            message = f"the {what} was {size} at step {step} with step size {progress.rule.lr:g}"
+            progress.finish("diverged", step, message)
+        if known and len(going) == len(active):
+            for progress, number in zip(active, numbers, strict=True):
+                progress.loss = number
+                progress.record.add("loss", step, number)
+        return going
+
+    def _measure(self, step: int, progress: _Progress) -> None:
         for measurement in self.measurements:
             if measurement.schedule(step):
                 progress.record.add(measurement.name, step, measurement.function(progress.point))
-        now = Snapshot(step, self.num_steps, loss, progress.point, progress.record.snapshot)
+        now = Snapshot(
+            step, self.num_steps, progress.loss, progress.point, progress.record.snapshot
+        )
         for stop_rule in self.stop:
             if (reason := stop_rule(now)) is not None:
                 progress.finish("goal reached", step, reason)
@@ -345,64 +342,3 @@ def _stacked(vectors: list[Tensor]) -> Tensor:
 
 def _unstacked(values: Tensor, ndim: int) -> list[Tensor]:
     return [values] if values.ndim == ndim else list(values)
-
-
-class _Recorder:
-    """Collects series while training and turns them into a `Run`."""
-
-    def __init__(
-        self,
-        objective: Objective,
-        rule: UpdateRule,
-        num_runs: int,
-        num_steps: int,
-        settings: dict[str, Any],
-    ) -> None:
-        self._objective, self._num_runs = objective, num_runs
-        # Both exist in every run, even one whose first loss is not finite.
-        self._steps: dict[str, list[int]] = {"loss": [], "sharpness": []}
-        self._values: dict[str, list[Any]] = {"loss": [], "sharpness": []}
-        self._started = time.perf_counter()
-        self._gradients, self._products = objective.num_gradients, objective.num_products
-        self._settings = plain_json(settings, "settings") | {
-            "optimizer": rule.name,
-            **rule.settings,
-            "threshold": rule.threshold,
-            "loss": objective.loss.name,
-            "num_steps": num_steps,
-            "num_parameters": objective.num_parameters,
-            "num_examples": objective.num_examples,
-            "dtype": str(objective.dtype).removeprefix("torch."),
-        }
-
-    def add(self, name: str, step: int, value: Any) -> None:
-        # A copy: the function measured may reuse its tensor.
-        if isinstance(value, Tensor):
-            value = value.detach().double().cpu().numpy()
-        plain = np.array(value, dtype=np.float64)
-        known = self._values.setdefault(name, [])
-        if plain.ndim > 1 or (known and known[0].shape != plain.shape):
-            was = f"after {known[0].shape} before" if known else "expected a number or a vector"
-            raise ValueError(f"measurement {name!r} gave shape {plain.shape} at step {step}, {was}")
-        self._steps.setdefault(name, []).append(step)
-        known.append(plain)
-
-    def snapshot(self, outcome: Outcome | None = None) -> Run:
-        series = {
-            name: Series(np.array(steps), np.array(self._values[name], dtype=np.float64))
-            for name, steps in self._steps.items()
-        }
-        last = self._steps["loss"][-1] if self._steps["loss"] else 0
-        provenance = hardware_stamp(self._objective.device) | {
-            "seconds": round(time.perf_counter() - self._started, 3),
-            "num_gradients": self._objective.num_gradients - self._gradients,
-            "num_products": self._objective.num_products - self._products,
-            "runs_together": self._num_runs,
-            "unconverged_measurements": int(np.isnan(series["sharpness"].values).sum()),
-        }
-        return Run(
-            settings=dict(self._settings),
-            series=series,
-            outcome=outcome or Outcome("stopped", last, "still running"),
-            provenance=provenance,
-        )

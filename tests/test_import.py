@@ -17,8 +17,9 @@ LAYERS = [
     ["losses", "data", "architectures"],
     ["functional_model", "eigen", "update_rules", "runs"],
     ["objective"],
-    ["tracker", "spectrum", "one_step"],
-    ["train", "measure"],
+    ["taylor", "tracker", "spectrum", "one_step"],
+    ["recorder", "measure"],
+    ["train", "flows"],
     ["plotting"],
     ["widgets"],
 ]

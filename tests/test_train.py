@@ -10,6 +10,7 @@ from torch import nn
 from eoslib import (
     GradientDescent,
     Measurement,
+    Minibatches,
     Objective,
     Polyak,
     SharpnessTracker,
@@ -283,3 +284,88 @@ class TestTogether:
     def test_no_rule(self):
         with pytest.raises(ValueError, match="no update rule"):
             train_together(small(), [], num_steps=3)
+
+
+# -- mini-batches ----------------------------------------------------------------------------------
+
+
+def test_every_example_is_seen_once_an_epoch():
+    dealt = Minibatches(7, seed=3).epochs(20)
+    epochs = [torch.cat([next(dealt) for _ in range(3)]) for _ in range(2)]
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(20))
+    assert not torch.equal(*epochs)
+    again = Minibatches(7, seed=3).epochs(20)
+    assert torch.equal(next(again), epochs[0][:7])
+
+
+def test_a_mini_batch_gradient_is_that_of_the_loss_of_its_examples():
+    data, model = digits(50), build("fc-tanh", 64, 10, widths=(8,), seed=1)
+    objective = Objective.from_dataset(model, data, dtype=DOUBLE)
+    rows = torch.tensor([3, 4, 4, 10])
+    part = Objective(model, data.inputs[rows], data.targets[rows], dtype=DOUBLE)
+    theta = objective.initial_point
+    got = objective.minibatch_gradient(theta, rows)
+    torch.testing.assert_close(got, part.gradient(theta))
+    both = objective.minibatch_gradient(torch.stack([theta, 2 * theta]), rows)
+    torch.testing.assert_close(both[0], got)
+    assert objective.num_gradients == pytest.approx(2 * 4 / 50)
+    with pytest.raises(ValueError, match="shape"):
+        objective.minibatch_gradient(theta, torch.zeros(0, dtype=torch.int64))
+
+
+def test_stochastic_gradient_descent_measures_the_full_batch():
+    objective = small()
+    schedule = every(5)
+    run = train(
+        objective,
+        GradientDescent(0.05),
+        num_steps=20,
+        sharpness_schedule=schedule,
+        batches=Minibatches(10, seed=1),
+    )
+    assert run["loss"].steps.tolist() == run.sharpness.steps.tolist()
+    final = torch.from_numpy(run.final_point)
+    assert run["loss"].values[-1] == pytest.approx(float(objective.value(final)))
+    assert (run.settings["batch_size"], run.settings["batch_seed"]) == (10, 1)
+
+    theta, dealt = objective.initial_point, Minibatches(10, seed=1).epochs(50)
+    for _ in range(20):
+        theta = theta - 0.05 * objective.minibatch_gradient(theta, next(dealt))
+    torch.testing.assert_close(final, theta)
+
+    full = train(objective, GradientDescent(0.05), num_steps=20, batches=Minibatches(50))
+    plain = train(objective, GradientDescent(0.05), num_steps=20)
+    np.testing.assert_allclose(full.final_point, plain.final_point, rtol=1e-9)
+
+
+def test_runs_with_mini_batches_train_together():
+    objective = small()
+    rules = [GradientDescent(lr) for lr in (0.05, 0.1)]
+    runs = train_together(objective, rules, num_steps=30, batches=Minibatches(5))
+    for rule, run in zip(rules, runs, strict=True):
+        alone = train(objective, rule, num_steps=30, batches=Minibatches(5))
+        np.testing.assert_allclose(run.final_point, alone.final_point, rtol=1e-9, atol=1e-12)
+
+
+def test_stochastic_explosions_between_measurements_are_outcomes():
+    run = train(
+        quadratic(1.0),
+        GradientDescent(1e20),
+        num_steps=100,
+        sharpness_schedule=every(1000),
+        batches=Minibatches(1),
+    )
+    assert run.outcome.status == "diverged"
+    assert "the gradient was no longer finite" in run.outcome.message
+
+
+def test_bad_batches_are_refused():
+    with pytest.raises(ValueError, match="whole number of examples"):
+        Minibatches(0)
+    with pytest.raises(ValueError, match="cannot be drawn"):
+        train(small(), GradientDescent(0.1), num_steps=1, batches=Minibatches(51))
+    model = nn.Sequential(nn.Linear(64, 10), nn.BatchNorm1d(10))
+    normed = Objective.from_dataset(model, digits(50), batch_norm="full_batch")
+    with pytest.raises(ValueError, match="another loss"):
+        train(normed, GradientDescent(0.1), num_steps=1, batches=Minibatches(5))

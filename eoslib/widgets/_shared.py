@@ -42,7 +42,7 @@ COLORS: dict[str, dict[str, Any]] = {
 
 
 class Progress(Protocol):
-    """What a computation tells of itself while it runs; `eoslib.train.Snapshot` is one."""
+    """What a computation tells of itself while it runs; `eoslib.Snapshot` is one."""
 
     @property
     def step(self) -> int:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class RunProgress(Progress, Protocol):
-    """What a training tells of itself while it runs; `eoslib.train.Snapshot` is one."""
+    """What a training tells of itself while it runs; `eoslib.Snapshot` is one."""
 
     @property
     def record(self) -> Callable[[], Run]:

@@ -1,0 +1,196 @@
+"""What is recorded along a trajectory, and when: schedules, measurements, stop rules, the recorder.
+
+Discrete training (`eoslib.train`) and gradient flow (`eoslib.flows`) record alike: a series entry
+at step t belongs to θ_t, before the update.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from eoslib.numerics import hardware_stamp
+from eoslib.objective import Objective
+from eoslib.runs import Outcome, Run, Series, plain_json
+from eoslib.taylor import TaylorQuadratic
+
+__all__ = [
+    "Measurement",
+    "Recorder",
+    "Schedule",
+    "Snapshot",
+    "StopRule",
+    "accuracy_above",
+    "at_steps",
+    "every",
+    "log_spaced",
+    "loss_below",
+]
+
+Schedule = Callable[[int], bool]
+
+
+def every(interval: int) -> Schedule:
+    """Measure every ``interval`` steps, seeing both sides of an oscillation of period 2.
+
+    At the edge of stability the iterate nearly repeats every second step, so a strictly even
+    stride would see one side of the oscillation only and bias what it measures. An odd interval
+    alternates by itself: 0, 5, 10, …. An even one is made to: 0, 21, 40, 61, 80, … for 20.
+
+    Raises:
+        ValueError: the interval is not a positive integer.
+    """
+    if interval != int(interval) or interval < 1:
+        raise ValueError(f"an interval must be a positive whole number of steps, got {interval}")
+
+    def due(step: int) -> bool:
+        count, rest = divmod(step, interval)
+        return rest == (count % 2 if interval % 2 == 0 else 0)
+
+    return due
+
+
+def at_steps(steps: Iterable[int]) -> Schedule:
+    """Measure at exactly these steps."""
+    return frozenset(int(step) for step in steps).__contains__
+
+
+def log_spaced(per_decade: int = 20, last: int = 10**7) -> Schedule:
+    """Measure at step 0 and at about ``per_decade`` steps in every factor of ten up to ``last``."""
+    if not (per_decade > 0 and last >= 1):
+        raise ValueError(f"need per_decade > 0 and last ≥ 1, got {per_decade} and {last}")
+    exponents = np.arange(0, np.log10(last) + 1e-9, 1 / per_decade)
+    return at_steps([0, *np.unique(np.rint(10**exponents).astype(int)).tolist()])
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A quantity to record: any function of θ.
+
+    Attributes:
+        name: its name among the run's series.
+        function: maps θ, ``(P,)``, to a number or a vector ``(d,)``.
+        schedule: at which steps.
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor | float]
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What stop rules and progress reports see.
+
+    Attributes:
+        step: the step whose measurements were just taken.
+        num_steps: the step at which the run would end.
+        loss: L(θ_t); with mini-batches, the last one measured.
+        theta: θ_t, ``(P,)``.
+        record: a function returning the `Run` so far, for live plots.
+    """
+
+    step: int
+    num_steps: int
+    loss: float
+    theta: Tensor
+    record: Callable[[], Run]
+
+
+StopRule = Callable[[Snapshot], str | None]
+
+
+def loss_below(goal: float) -> StopRule:
+    """Stop when the loss falls below ``goal``."""
+    return lambda now: f"loss {now.loss:.3g} < {goal:g}" if now.loss < goal else None
+
+
+def accuracy_above(objective: Objective, goal: float, *, interval: int = 10) -> StopRule:
+    """Stop when the training accuracy exceeds ``goal`` (strictly); looked at every ``interval``."""
+
+    def rule(now: Snapshot) -> str | None:
+        if now.step % interval:
+            return None
+        share = objective.accuracy(now.theta)
+        return f"training accuracy {share:.2%} > {goal:.0%}" if share > goal else None
+
+    return rule
+
+
+class Recorder:
+    """Collects series along a trajectory and turns them into a `Run`."""
+
+    def __init__(
+        self,
+        objective: Objective | TaylorQuadratic,
+        given: Mapping[str, Any],
+        method: Mapping[str, Any],
+        *,
+        num_runs: int = 1,
+    ) -> None:
+        """Begin a record.
+
+        Args:
+            objective: what is trained.
+            given: the caller's settings (data set, architecture, seed, …).
+            method: the settings of the method; these win.
+            num_runs: how many runs share the computation.
+
+        Raises:
+            TypeError: the settings hold something that JSON has no place for.
+        """
+        self._objective, self._num_runs = objective, num_runs
+        # Both exist in every run, even one whose first loss is not finite.
+        self._steps: dict[str, list[int]] = {"loss": [], "sharpness": []}
+        self._values: dict[str, list[Any]] = {"loss": [], "sharpness": []}
+        self._started = time.perf_counter()
+        self._gradients, self._products = objective.num_gradients, objective.num_products
+        self._settings = plain_json({**given, **method}, "settings") | {
+            "loss": objective.loss.name,
+            "num_parameters": objective.num_parameters,
+            "num_examples": objective.num_examples,
+            "dtype": str(objective.dtype).removeprefix("torch."),
+        }
+
+    def add(self, name: str, step: int, value: Any) -> None:
+        """Record a number or a vector ``(d,)`` under that name.
+
+        Raises:
+            ValueError: its shape is another than before.
+        """
+        # A copy: the function measured may reuse its tensor.
+        if isinstance(value, Tensor):
+            value = value.detach().double().cpu().numpy()
+        plain = np.array(value, dtype=np.float64)
+        known = self._values.setdefault(name, [])
+        if plain.ndim > 1 or (known and known[0].shape != plain.shape):
+            was = f"after {known[0].shape} before" if known else "expected a number or a vector"
+            raise ValueError(f"measurement {name!r} gave shape {plain.shape} at step {step}, {was}")
+        self._steps.setdefault(name, []).append(step)
+        known.append(plain)
+
+    def snapshot(self, outcome: Outcome | None = None) -> Run:
+        """The run so far, or as it ended."""
+        series = {
+            name: Series(np.array(steps), np.array(self._values[name], dtype=np.float64))
+            for name, steps in self._steps.items()
+        }
+        last = self._steps["loss"][-1] if self._steps["loss"] else 0
+        provenance = hardware_stamp(self._objective.device) | {
+            "seconds": round(time.perf_counter() - self._started, 3),
+            "num_gradients": self._objective.num_gradients - self._gradients,
+            "num_products": self._objective.num_products - self._products,
+            "runs_together": self._num_runs,
+            "unconverged_measurements": int(np.isnan(series["sharpness"].values).sum()),
+        }
+        return Run(
+            settings=dict(self._settings),
+            series=series,
+            outcome=outcome or Outcome("stopped", last, "still running"),
+            provenance=provenance,
+        )
