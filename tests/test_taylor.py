@@ -84,7 +84,7 @@ def test_along_an_eigenvector_every_step_multiplies_by_one_minus_eta_a(objective
     stationary = float(u @ theta - u @ objective.gradient(theta) / top)
     rule = GradientDescent(share * 2 / top)
     along = Measurement("along u", lambda point: u @ point, every(1))
-    run = train(quadratic, rule, num_steps=50, measurements=[along])
+    run = train(quadratic, rule, num_steps=15, measurements=[along])
     distance = run["along u"].values - stationary
     np.testing.assert_allclose(distance[1:] / distance[:-1], 1 - rule.lr * top, rtol=1e-6)
 
