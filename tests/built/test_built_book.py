@@ -162,3 +162,26 @@ def test_shared_files_are_all_used() -> None:
 def test_mathjax_is_one_local_file() -> None:
     files = [path.name for path in (book.HTML / "_static" / "mathjax").iterdir()]
     assert files == ["tex-svg-full.js"]
+
+
+def test_the_ledger_holds_every_check_of_a_numbered_claim() -> None:
+    printed = [
+        match
+        for entry in ENTRIES
+        for cell in book.cells(entry)
+        for output in cell["outputs"]
+        for line in "".join(output.get("text", [])).splitlines()
+        if (match := re.match(r"(C\d+) (holds|does not hold): (.*) [=≈] ", line))
+    ]
+    assert printed
+    tables = article("book/claims_ledger").select(".eos-ledger-table")
+    rows = [
+        [cell.get_text(" ", strip=True) for cell in row.find_all("td")]
+        for table in tables[1:]  # the first is the overview
+        for row in table.select("tbody tr")
+    ]
+    assert sorted((row[1], row[4]) for row in rows) == sorted(
+        (" ".join(match[3].split()), match[2]) for match in printed
+    )
+    overview = [row.find("td").get_text() for row in tables[0].select("tbody tr")]
+    assert set(overview) == {match[1] for match in printed}

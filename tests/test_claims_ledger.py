@@ -1,0 +1,95 @@
+"""The ledger of claims: what it reads from a page's outputs, and what it makes of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docutils import nodes
+from docutils.utils import new_document
+from sphinx.errors import ExtensionError
+
+from eoslib.checks import check
+
+FILE = Path(__file__).parents[1] / "book" / "_ext" / "claims_ledger.py"
+
+
+@pytest.fixture(scope="module")
+def ledger() -> Any:
+    spec = importlib.util.spec_from_file_location("claims_ledger", FILE)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["claims_ledger"] = module  # its dataclass looks its module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def page_with(*texts: str, classes: tuple[str, ...] = ("output", "stream")) -> nodes.document:
+    document = new_document("page")
+    section = nodes.section("", nodes.title("", "It hovers"), ids=["it-hovers"])
+    section += [nodes.literal_block(text, text, classes=list(classes)) for text in texts]
+    document += section
+    return document
+
+
+def test_it_reads_exactly_what_checks_print(ledger, capsys):
+    check("C6", "digits: η = 0.4, median sharpness / (2/η)", 1.0149, low=0.97, high=1.15)
+    check("C1", "growth = of λ", 2.0, low=1.5, digits=0, exact=True)
+    check("C16", "λ at the end", -0.5, low=1, reproduces=False)
+    check("The missing ½", "her loss / ours", 2.0, low=1.9, high=2.1)
+    found = ledger.checks_in(page_with(capsys.readouterr().out), "book/some_page")
+    got = [(c.claim, c.holds, c.what, c.value, c.band) for c in found]
+    assert got == [
+        (
+            "C6",
+            True,
+            "digits: η = 0.4, median sharpness / (2/η)",
+            "≈ 1.01",
+            "in [0.97, 1.15]",
+        ),
+        ("C1", True, "growth = of λ", "2", "≥ 1.5"),
+        ("C16", False, "λ at the end", "≈ -0.50", "≥ 1"),
+    ]
+    assert {(c.page, c.section) for c in found} == {("book/some_page", "it-hovers")}
+
+
+def test_a_line_in_the_prose_or_in_code_is_no_check(ledger):
+    line = "C6 holds: median ≈ 1.01, expected ≥ 0.97"
+    assert ledger.checks_in(page_with(line, classes=("highlight",)), "p") == []
+    assert len(ledger.checks_in(page_with(line), "p")) == 1
+
+
+def test_a_failing_claim_shows_as_failing(ledger):
+    claims = ledger.read_claims()
+    lines = "\n".join(
+        [
+            "C15 holds: tanh: growth ≈ 1.50, expected ≥ 1",
+            "C15 does not hold: relu: growth ≈ 0.50, expected ≥ 1",
+        ]
+    )
+    checks = ledger.checks_in(page_with(lines), "p")
+    grouped = {number: [c for c in checks if c.claim == number] for number in claims}
+    parts = ledger._ledger(claims, grouped, lambda check: nodes.reference("", check.page))
+    text = "\n".join(part.astext() for part in parts)
+    assert "1 claims, 2 checks on 1 pages; 1 of them say" in text
+    assert "does not hold in 1 of 2 checks" in text
+    assert "no page checks C1, C2" in text
+    failing = [
+        n for part in parts for n in part.findall(nodes.inline) if "eos-fails" in n["classes"]
+    ]
+    assert [node.astext() for node in failing] == [
+        "does not hold in 1 of 2 checks",
+        "does not hold",
+    ]
+
+
+def test_the_claims_are_complete_and_mistakes_are_refused(ledger, tmp_path):
+    claims = ledger.read_claims()
+    assert list(claims) == [f"C{number}" for number in range(1, 34)]
+    wrong = tmp_path / "claims.yml"
+    wrong.write_text("C1: {claim: a, where: b, sure: [certain]}\n", encoding="utf-8")
+    with pytest.raises(ExtensionError, match="C1 needs"):
+        ledger.read_claims(wrong)
