@@ -91,11 +91,11 @@ check-notebooks: environment
 test-library: environment  ## run the tests of the library and of the tools
 	$(call pytest,OMP_NUM_THREADS=1,-n 2 --dist loadfile)
 
-# In one process, because the cells of a notebook need each other. With two threads whatever the machine,
+# Two notebooks at a time, each whole in one process, because its cells need each other. With one thread,
 # while the book is built with as many as there are: the results may not depend on that.
 .PHONY: test-notebooks
 test-notebooks: environment  ## execute the chapters and compare what their check cells print
-	$(call pytest,OMP_NUM_THREADS=2,--nbval --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=scripts/nbval.cfg $(CHAPTERS))
+	$(call pytest,OMP_NUM_THREADS=1,-n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with=scripts/nbval.cfg $(CHAPTERS))
 
 .PHONY: test-book
 test-book: book  ## build the book, inspect it and try it in a browser
