@@ -132,6 +132,17 @@ class FunctionalModel:
         """Whether these are the parts of R parameter vectors, not of one."""
         return parts[0].ndim > len(self._shapes[0])
 
+    def linear_chain(self) -> list[tuple[nn.Module, int, int | None]] | None:
+        """The layers of a chain that begins with a linear one, for `eoslib.linear_chain`.
+
+        ``None`` for any other module.
+        """
+        chain = self._chain
+        if chain is None or self._output is not None or not isinstance(chain[0][0], nn.Linear):
+            return None
+        places = {name: place for place, name in enumerate(self._names)}
+        return [(layer, places.get(weight, -1), places.get(bias)) for layer, weight, bias in chain]
+
     def module_at(self, theta: Tensor) -> nn.Module:
         """A fresh copy of the module as it was given, with θ for its parameters."""
         module = copy.deepcopy(self._template)
@@ -262,7 +273,7 @@ def _linear_chain(module: nn.Module) -> list[tuple[nn.Module, str, str]] | None:
 
     ``None`` for any other module, and for one with frozen or shared parameters.
     """
-    if type(module) is not nn.Sequential:
+    if type(module) is not nn.Sequential or any(map(_is_altered, module.modules())):
         return None
     chain: list[tuple[nn.Module, str, str]] = []
     for name, layer in module.named_children():
@@ -274,8 +285,14 @@ def _linear_chain(module: nn.Module) -> list[tuple[nn.Module, str, str]] | None:
             chain.append((layer, "", ""))
         elif not (type(layer) is nn.Flatten and not chain):  # inputs are flat already
             return None
-    weights = [layer.weight for layer, *_ in chain if isinstance(layer, nn.Linear)]
-    return chain if len({id(weight) for weight in weights}) == len(weights) else None
+    places = [id(p) for layer, *_ in chain for p in layer.parameters()]
+    return chain if len(set(places)) == len(places) else None
+
+
+def _is_altered(module: nn.Module) -> bool:
+    """Whether a module does something beside what its type says."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks)
+    return any(hooks) or "forward" in vars(module) or getattr(module, "inplace", False)
 
 
 class _Operators(TorchDispatchMode):

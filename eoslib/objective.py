@@ -15,15 +15,16 @@ not by their arithmetic, so R runs cost little more than one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from eoslib.data import Dataset
 from eoslib.functional_model import BatchNormMode, FunctionalModel
+from eoslib.linear_chain import ChainPass
 from eoslib.linops import SymmetricOperator
-from eoslib.losses import Loss, accuracy, get_loss
+from eoslib.losses import Loss, accuracy, get_loss, square_loss
 from eoslib.numerics import full_precision, resolve_device, resolve_dtype
 
 __all__ = ["Hessian", "Objective"]
@@ -45,10 +46,12 @@ class Objective:
 
     The model given is copied: its parameters, buffers, ``.grad`` and mode are never touched.
 
-    Cost, in units of one gradient (a forward and a backward pass over the data): a Hessian-vector
-    product differentiates the gradient's graph (Pearlmutter 1994, by double backward). The graph
-    costs one gradient and is shared by all products at a point (`hessian`); each product costs one
-    gradient where the first layer dominates, as it does for a wide input, and up to two elsewhere.
+    Cost, in units of one gradient (a forward and a backward pass over the data): the first product
+    at a point costs one gradient more than the further ones (`hessian`). For a chain of linear
+    layers and elementwise functions, the products are the R-operator's, one gradient each and
+    less (`eoslib.linear_chain`). Any other module's come from differentiating the gradient's graph
+    (Pearlmutter 1994, by double backward): one gradient each where the first layer dominates, as it
+    does for a wide input, and up to two elsewhere.
 
     Memory: a gradient holds the activations of one chunk. A Hessian operator of a single-chunk
     objective holds, while it lives, the gradient's graph: about three times the activations of the
@@ -110,6 +113,7 @@ class Objective:
         self.initial_point = self.model.initial_point
         self.num_gradients: float = 0
         self.num_products = 0
+        self._chain = self.model.linear_chain() if self.inputs.ndim == 2 else None
         outputs = self.model.check(next(self._chunks())[0])
         self.loss.check(outputs[:1].expand(self.num_examples, *outputs.shape[1:]), self.targets)
 
@@ -131,18 +135,29 @@ class Objective:
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """L(θ), 0-d or ``(R,)``, and ∇L(θ), of θ's shape; one forward and one backward pass."""
-        leaves = self._leaves(theta)
         values: list[Tensor] = []
         total: Tensor | None = None
-        with torch.enable_grad(), full_precision(self.device):
-            for x, y in self._chunks():
-                part = self._part(leaves, x, y)
-                gradient = _flat(_gradients(part, leaves), part.ndim)
+        with full_precision(self.device):
+            for value, gradient in self._values_and_gradients(theta):
                 total = gradient if total is None else total.add_(gradient)
-                values.append(part.detach())
+                values.append(value)
         assert total is not None
         self.num_gradients += 1
         return self._sum(values), total
+
+    def _values_and_gradients(self, theta: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each chunk's share of L(θ) and ∇L(θ)."""
+        if self._chain is not None:
+            point = self._checked_point(theta).detach()
+            for x, y in self._chunks():
+                chain = self._chain_pass(point, x, y, products=False)
+                yield chain.values.view(point.shape[:-1]), chain.gradients.view(point.shape)
+            return
+        leaves = self._leaves(theta)
+        for x, y in self._chunks():
+            with torch.enable_grad():
+                part = self._part(leaves, x, y)
+                yield part.detach(), _flat(_gradients(part, leaves), part.ndim)
 
     def gradient(self, theta: Tensor) -> Tensor:
         """∇L(θ), of θ's shape."""
@@ -338,16 +353,39 @@ class Objective:
         """One chunk's share of L(θ): 0-d, or ``(R,)``."""
         outputs = self.model.apply(parts, x)
         if not self.model.holds_several(parts):
-            share = self.loss.terms(outputs, y).sum()
+            share = self.loss.terms(outputs, y).sum() / self.num_examples
         else:
-            rows = len(parts[0])
-            repeated = y.expand(rows, *y.shape).reshape(-1, *y.shape[1:])
-            share = self.loss.terms(outputs.flatten(0, 1), repeated).reshape(rows, -1).sum(dim=1)
-        share = share / self.num_examples
+            share = self._shares(outputs, y)
         if share.requires_grad or not parts[0].requires_grad:
             return share
         # A network whose outputs ignore θ has a constant loss: gradient zero, not an error.
         return share + 0 * parts[0].sum()
+
+    def _shares(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """One chunk's share of the loss for each of R outputs ``(R, m, ...)``, ``(R,)``."""
+        rows = len(outputs)
+        repeated = y.expand(rows, *y.shape).reshape(-1, *y.shape[1:])
+        terms = self.loss.terms(outputs.flatten(0, 1), repeated)
+        return terms.reshape(rows, -1).sum(dim=1) / self.num_examples
+
+    def _chain_pass(self, point: Tensor, x: Tensor, y: Tensor, *, products: bool) -> ChainPass:
+        """The passes of a chain of linear layers over one chunk, at ``(P,)`` or ``(R, P)``."""
+        assert self._chain is not None
+        points = point if point.ndim == 2 else point[None]
+
+        def slope(outputs: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+            if self.loss is square_loss:
+                difference = outputs - y
+                values = difference.square().sum(dim=(1, 2)) * (0.5 / self.num_examples)
+                return values, difference / self.num_examples, lambda v: v / self.num_examples
+            with torch.enable_grad():
+                leaf = outputs.detach().requires_grad_()
+                shares = self._shares(leaf, y)
+                (slope,) = _gradients(shares, [leaf], create_graph=products)
+            return shares.detach(), slope.detach(), lambda v: _products([slope], [leaf], [v])[0]
+
+        with torch.no_grad():
+            return ChainPass(self._chain, self.model.split, points, x, slope, products=products)
 
     @staticmethod
     def _sum(parts: Any) -> Tensor:
@@ -373,14 +411,12 @@ class Hessian(SymmetricOperator):
     def __init__(self, objective: Objective, theta: Tensor) -> None:
         """Prepare products at θ; one gradient with its graph."""
         self._objective = objective
-        self._leaves = objective._leaves(theta)
-        self._graph: Sequence[Tensor] | None = None
+        self._point = objective._checked_point(theta).detach().clone()
+        self._linearised: _Linearised | None = None
         if objective._single_chunk:
-            with torch.enable_grad(), full_precision(objective.device):
-                part = objective._part(self._leaves, objective.inputs, objective.targets)
-                self._graph = _gradients(part, self._leaves, create_graph=True)
-            self.value = part.detach()
-            self.gradient = _flat([g.detach() for g in self._graph], part.ndim)
+            with full_precision(objective.device):
+                (self._linearised,) = self._linearisations()
+            self.value, self.gradient = self._linearised.value, self._linearised.gradient
             objective.num_gradients += 1
         else:
             self.value, self.gradient = objective.value_and_gradient(theta)
@@ -395,39 +431,80 @@ class Hessian(SymmetricOperator):
     def _multiply(self, vector: Tensor) -> Tensor:
         objective = self._objective
         objective.num_products += 1
-        with torch.enable_grad(), full_precision(objective.device):
-            if self._graph is not None:
-                return self._product_of(self._graph, vector)
+        with full_precision(objective.device):
+            if self._linearised is not None:
+                return self._linearised.product(vector, last=False)
             return objective._sum(
-                self._product_of(graph, vector, keep_graph=False) for graph in self._chunk_graphs()
+                part.product(vector, last=True) for part in self._linearisations()
             )
 
     def _multiply_rows(self, rows: Tensor) -> Tensor:
-        """Products with all rows; with chunks, each chunk's graph is built once for all of them."""
+        """Products with all rows; with chunks, each is linearised once for all of them."""
         objective = self._objective
         objective.num_products += rows.shape[0]
-        with torch.enable_grad(), full_precision(objective.device):
-            graphs = self._chunk_graphs() if self._graph is None else [self._graph]
-            return objective._sum(self._products_of(graph, rows) for graph in graphs)
+        kept = self._linearised
+        with full_precision(objective.device):
+            return objective._sum(
+                # A chunk's graph is freed with its last product, before the next chunk's is built.
+                torch.stack(
+                    [
+                        part.product(row, last=left == 0 and kept is None)
+                        for left, row in zip(reversed(range(len(rows))), rows, strict=True)
+                    ]
+                )
+                for part in ([kept] if kept is not None else self._linearisations())
+            )
 
-    def _products_of(self, graph: Sequence[Tensor], rows: Tensor) -> Tensor:
-        # A chunk's graph is freed with its last product, before the next chunk's is built.
-        last = None if self._graph is not None else len(rows) - 1
-        products = [
-            self._product_of(graph, row, keep_graph=index != last) for index, row in enumerate(rows)
-        ]
-        return torch.stack(products)
+    def _linearisations(self) -> Iterator[_Linearised]:
+        """The gradient of each chunk's share of L, ready to be differentiated again."""
+        objective = self._objective
+        for x, y in objective._chunks():
+            if objective._chain is not None:
+                yield _ByHand(objective, self._point, x, y)
+            else:
+                yield _ByAutograd(objective, self._point, x, y)
 
-    def _product_of(
-        self, graph: Sequence[Tensor], vector: Tensor, *, keep_graph: bool = True
-    ) -> Tensor:
-        parts = self._objective.model.split(vector)
-        return _flat(_products(graph, self._leaves, parts, keep_graph=keep_graph), vector.ndim - 1)
 
-    def _chunk_graphs(self) -> Iterator[Sequence[Tensor]]:
-        for x, y in self._objective._chunks():
-            part = self._objective._part(self._leaves, x, y)
-            yield _gradients(part, self._leaves, create_graph=True)
+class _Linearised(Protocol):
+    """One chunk's share of L(θ) and ∇L(θ), and of the products at θ."""
+
+    value: Tensor
+    gradient: Tensor
+
+    def product(self, vector: Tensor, *, last: bool) -> Tensor:
+        """The share of ∇²L(θ) v; no more products will follow the last."""
+
+
+class _ByHand:
+    """A chain of linear layers; see `eoslib.linear_chain`."""
+
+    def __init__(self, objective: Objective, point: Tensor, x: Tensor, y: Tensor) -> None:
+        self._pass = objective._chain_pass(point, x, y, products=True)
+        self.value = self._pass.values.view(point.shape[:-1])
+        self.gradient = self._pass.gradients.view(point.shape)
+
+    def product(self, vector: Tensor, *, last: bool) -> Tensor:
+        with torch.no_grad():
+            return self._pass.product(vector.view_as(self._pass.gradients)).view_as(vector)
+
+
+class _ByAutograd:
+    """Any module, by double backward: the gradient's graph is differentiated."""
+
+    def __init__(self, objective: Objective, point: Tensor, x: Tensor, y: Tensor) -> None:
+        self._split = objective.model.split
+        with torch.enable_grad():
+            self._leaves = objective._leaves(point)
+            part = objective._part(self._leaves, x, y)
+            self._graph = _gradients(part, self._leaves, create_graph=True)
+        self.value = part.detach()
+        self.gradient = _flat([g.detach() for g in self._graph], part.ndim)
+
+    def product(self, vector: Tensor, *, last: bool) -> Tensor:
+        parts = self._split(vector)
+        with torch.enable_grad():
+            products = _products(self._graph, self._leaves, parts, keep_graph=not last)
+        return _flat(products, vector.ndim - 1)
 
 
 def _gradients(

@@ -60,6 +60,53 @@ def test_products_and_gradient_match_autograd(loss):
     assert float(objective.gradient(theta) @ step) == pytest.approx(float(slope), rel=1e-5)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 7])
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("loss", ["square", "cross_entropy"])
+@pytest.mark.parametrize("activation", [*sorted(ACTIVATIONS), "no bias, ends in two functions"])
+def test_chains_by_hand_equal_autograd(activation, loss, several, chunk_size):
+    data, options = digits(40), {"chunk_size": chunk_size, "dtype": DOUBLE}
+    if activation in ACTIVATIONS:
+        model = build(f"fc-{activation}", 64, 10, widths=(6, 5), seed=3)
+    else:
+        model = nn.Sequential(
+            nn.Linear(64, 6, bias=False), nn.Linear(6, 10), nn.Softplus(beta=3), nn.Tanh()
+        )
+    by_hand, by_autograd = (Objective.from_dataset(model, data, loss, **options) for _ in range(2))
+    assert by_hand._chain is not None
+    by_autograd._chain = None
+    theta = by_hand.initial_point
+    if several:
+        theta = theta + 0.1 * torch.arange(3.0)[:, None]
+    v = torch.randn(theta.shape, dtype=DOUBLE)
+    ours, oracle = by_hand.hessian(theta), by_autograd.hessian(theta)
+    pairs = [
+        *zip(by_hand.value_and_gradient(theta), by_autograd.value_and_gradient(theta), strict=True),
+        (ours.value, oracle.value),
+        (ours.gradient, oracle.gradient),
+        *((ours @ w, oracle @ w) for w in (v, -2 * v)),  # a product leaves the operator as it was
+    ]
+    for found, exact in pairs:
+        assert found.shape == exact.shape
+        assert torch.allclose(found, exact, rtol=1e-12, atol=1e-13)
+
+
+def test_chains_that_are_not_what_they_seem_are_left_to_autograd():
+    def chain_of(model):
+        return Objective.from_dataset(model, digits(8))._chain
+
+    def model():
+        return nn.Sequential(nn.Linear(64, 10), nn.Tanh(), nn.Linear(10, 10))
+
+    hooked, inplace, shared, patched = (model() for _ in range(4))
+    hooked[0].register_forward_hook(lambda module, args, result: 2 * result)
+    inplace[1] = nn.ReLU(inplace=True)
+    shared[0].bias = shared[2].bias
+    patched[1].forward = torch.sin
+    assert chain_of(model()) is not None
+    assert [chain_of(m) for m in (hooked, inplace, shared, patched)] == [None] * 4
+
+
 def test_hessian_of_linear_least_squares_is_the_closed_form():
     inputs, targets = torch.randn(30, 4, dtype=DOUBLE), torch.randn(30, 3, dtype=DOUBLE)
     objective = Objective(nn.Linear(4, 3), inputs, targets, "square", dtype=DOUBLE)
