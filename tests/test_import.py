@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "eoslib"
 
 #: A module may import those named before it (and nothing of its own row).
 LAYERS = [
-    ["_names", "numerics", "palette", "linops", "checks", "progress"],
+    ["_names", "numerics", "palette", "linear_chain", "linops", "checks", "progress"],
     ["losses", "data", "architectures"],
     ["functional_model", "eigen", "update_rules", "runs"],
     ["objective"],
