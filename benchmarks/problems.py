@@ -42,6 +42,7 @@ class Problem:
         module: the same network as the other tools want it, a module that holds its parameters.
         step_size: η of the gradient descent whose iterates are measured.
         first_step: where the stretch begins; the edge is reached before.
+        data: where the data come from and what was done to them, for the record.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Problem:
     module: nn.Module
     step_size: float
     first_step: int
+    data: str
 
     @property
     def work(self) -> int:
@@ -98,23 +100,25 @@ def make_problem(
         for dtype in (torch.float32, torch.float64)
     )
     module = objective.module_at(objective.initial_point)
-    return Problem(name, description, objective, exact, module, step_size, first_step)
+    return Problem(
+        name, description, objective, exact, module, step_size, first_step, data.source
+    )
 
 
-def fc_tanh_on_cifar(device: torch.device, folder: Path | None) -> Problem:
+def fc_tanh_on_cifar(device: torch.device, cifar10_path: Path | None) -> Problem:
     """The fully connected network of Cohen et al. (2021), 656,810 parameters."""
     return make_problem(
         "cifar10-fc-tanh",
         "3072-200-200-10 tanh network, 5,000 CIFAR-10 images, square loss",
         build("fc-tanh", 3072, 10),
-        cifar10(folder),
+        cifar10(cifar10_path),
         step_size=2 / 30,
         first_step=200,
         device=device,
     )
 
 
-def fc_tanh_on_digits(device: torch.device, folder: Path | None) -> Problem:
+def fc_tanh_on_digits(device: torch.device, cifar10_path: Path | None) -> Problem:
     """A network of the book's size, where overheads weigh more than arithmetic."""
     return make_problem(
         "digits-fc-tanh",
@@ -127,7 +131,7 @@ def fc_tanh_on_digits(device: torch.device, folder: Path | None) -> Problem:
     )
 
 
-def cnn_on_digits(device: torch.device, folder: Path | None) -> Problem:
+def cnn_on_digits(device: torch.device, cifar10_path: Path | None) -> Problem:
     """A convolutional network whose batch normalisation ties the examples together."""
     data = digits(500)
     images = Dataset(data.name, data.inputs.view(-1, 1, 8, 8), data.targets, None, data.source)
@@ -164,32 +168,37 @@ PROBLEMS: dict[str, Callable[[torch.device, Path | None], Problem]] = {
 }
 
 
-def cifar10(folder: Path | None) -> Dataset:
+def cifar10(path: Path | None) -> Dataset:
     """5,000 CIFAR-10 images, every pixel standardised over them.
 
     Args:
-        folder: holds either the official ``cifar-10-batches-py``, of which the first 5,000 images
-            are taken, or ``cifar10-5k.npz`` with ``x_train``, uint8 (5000, 3, 32, 32), and
-            ``y_train``, uint8 (5000,).
+        path: either a folder that holds the official ``cifar-10-batches-py``, of whose first batch
+            the first 5,000 images are taken, or an ``.npz`` file with ``x_train``, uint8
+            ``(n, 3, 32, 32)``, and ``y_train``, integers ``(n,)``, of which again the first 5,000
+            are. The data set's `source` says which it was, and identifies the images by a hash.
 
     Raises:
-        MissingData: no folder was named, or neither is in it.
+        MissingData: no path was named, or there is neither.
+        ValueError: the arrays of the file are not those described.
     """
-    archive = folder and folder / "cifar10-5k.npz"
-    batch = folder and folder / "cifar-10-batches-py" / "data_batch_1"
-    if archive and archive.is_file():
-        with np.load(archive, allow_pickle=False) as stored:
-            pixels, labels = stored["x_train"], stored["y_train"]
+    batch = path and path / "cifar-10-batches-py" / "data_batch_1"
+    if path and path.suffix == ".npz" and path.is_file():
+        pixels, labels = _from_arrays(path)
+        kind = "an .npz file"
     elif batch and batch.is_file():
         with batch.open("rb") as file:
             stored = pickle.load(file, encoding="bytes")
-        pixels, labels = stored[b"data"][:5000], np.array(stored[b"labels"][:5000])
+        pixels, labels = stored[b"data"], np.array(stored[b"labels"], dtype=np.uint8)
+        kind = "data_batch_1 of cifar-10-batches-py"
     else:
         raise MissingData(
-            f"no CIFAR-10 in {folder or 'any folder: none was named'}; give a folder that holds "
-            "cifar-10-batches-py with --cifar10 FOLDER or in EOS_CIFAR10"
+            f"no CIFAR-10 at {path or 'any path: none was named'}; name a folder that holds "
+            "cifar-10-batches-py, or an .npz file with x_train and y_train, with --cifar10 PATH "
+            "or in EOS_CIFAR10"
         )
-    flat = pixels.reshape(len(pixels), -1).astype(np.float64)
+    pixels, labels = pixels[:5000].reshape(-1, 3 * 32 * 32), labels[:5000]
+    digest = hashlib.sha256(pixels.tobytes() + labels.astype(np.uint8).tobytes())
+    flat = pixels.astype(np.float64)
     flat = (flat - flat.mean(axis=0)) / flat.std(axis=0)
     label_tensor = torch.from_numpy(labels.astype(np.int64))
     return Dataset(
@@ -197,8 +206,32 @@ def cifar10(folder: Path | None) -> Dataset:
         inputs=torch.from_numpy(flat),
         targets=nn.functional.one_hot(label_tensor, 10).double(),
         labels=label_tensor,
-        source="CIFAR-10 (Krizhevsky 2009), 5,000 images, every pixel standardised over them",
+        source=(
+            f"CIFAR-10 (Krizhevsky 2009), the first {len(flat):,} images of {kind}, SHA-256 of "
+            f"pixels and labels {digest.hexdigest()[:12]}…; every pixel of every channel "
+            f"standardised by its own mean and standard deviation over these {len(flat):,} images"
+        ),
     )
+
+
+def _from_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(path, allow_pickle=False) as stored:
+        missing = {"x_train", "y_train"} - set(stored)
+        if missing:
+            raise ValueError(f"{path.name} holds no array {' and no '.join(sorted(missing))}")
+        pixels, labels = stored["x_train"], stored["y_train"]
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (3, 32, 32):
+        raise ValueError(
+            f"x_train of {path.name} has to be uint8 of shape (n, 3, 32, 32), it is {pixels.dtype} "
+            f"of shape {pixels.shape}"
+        )
+    if (
+        labels.shape != pixels.shape[:1]
+        or labels.dtype.kind not in "iu"
+        or not np.isin(labels, range(10)).all()
+    ):
+        raise ValueError(f"y_train of {path.name} has to hold a label from 0 to 9 for every image")
+    return pixels, labels
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["Bar", "ProblemReport", "Report", "Row"]
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class ProblemReport:
         facts: sizes, step size, threads and the like.
         rows: the tools.
         bars: the numbers that the tools' and eoslib's own times have to meet.
+        data: where the data come from and what was done to them.
     """
 
     name: str
@@ -83,6 +84,7 @@ class ProblemReport:
     facts: dict[str, float | int]
     rows: list[Row] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Report:
                 stored["facts"],
                 [Row(**row) for row in stored["rows"]],
                 [Bar(**{k: v for k, v in bar.items() if k != "passed"}) for bar in stored["bars"]],
+                stored["data"],
             )
             for stored in plain["problems"]
         ]
@@ -140,7 +143,7 @@ class Report:
         lines += [f"absent: {what}: {why}" for what, why in self.absent.items()]
         for problem in self.problems:
             facts = ", ".join(f"{name} {value:.4g}" for name, value in problem.facts.items())
-            lines += ["", f"{problem.name}: {problem.description}", facts, ""]
+            lines += ["", f"{problem.name}: {problem.description}", problem.data, facts, ""]
             lines += [_row_line(row) for row in problem.rows]
             lines += [""] if problem.rows else []
             lines += [_bar_line(bar) for bar in problem.bars]

@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import re
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -66,7 +67,9 @@ def measured(problem: Problem, absent: list[str], options: argparse.Namespace) -
         "mean_sharpness_over_threshold": float(ratio.mean()),
         "gradient_seconds": gradient,
     }
-    return ProblemReport(problem.name, problem.description, facts, rows, bars(rows) + cost_bars)
+    return ProblemReport(
+        problem.name, problem.description, facts, rows, bars(rows) + cost_bars, problem.data
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,9 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cifar10",
         type=Path,
-        metavar="FOLDER",
+        metavar="PATH",
         default=os.environ.get("EOS_CIFAR10"),
-        help="where CIFAR-10 is; default: EOS_CIFAR10",
+        help="a folder that holds cifar-10-batches-py, or an .npz file with x_train and y_train; "
+        "default: EOS_CIFAR10",
     )
     parser.add_argument("--output", type=Path, help="default: results/<machine>.json")
     return parser
@@ -94,10 +98,27 @@ def _parser() -> argparse.ArgumentParser:
 def _machine(device: torch.device, versions: dict[str, str]) -> dict[str, str | int]:
     return {
         **hardware_stamp(device),
+        "commit": _commit(),
         "cpu": _cpu(),
         "scipy": metadata.version("scipy"),
         **versions,
     }
+
+
+def _commit() -> str:
+    """The commit that is measured, and whether the code has been changed since."""
+    git = ["git", "-C", str(RESULTS.parent.parent)]
+    try:
+        commit, changes = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout
+            for command in (
+                ("rev-parse", "--short=12", "HEAD"),
+                ("status", "--porcelain", "--", "eoslib", "benchmarks/*.py"),
+            )
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.strip() + (" with changes" if changes else "")
 
 
 def _cpu() -> str:

@@ -24,7 +24,8 @@ def together(device: torch.device, repeats: int, num_steps: int = 1000) -> Probl
     what is compared of each run is what comes before its sharpness crosses 2/η.
     """
     model = build("fc-tanh", 1, 1, widths=(20, 20), init="lecun")
-    objective = Objective.from_dataset(model, chebyshev(), device=device, dtype=torch.float64)
+    data = chebyshev()
+    objective = Objective.from_dataset(model, data, device=device, dtype=torch.float64)
     rules = [GradientDescent(lr) for lr in np.geomspace(0.02, 0.2, 8)]
 
     def at_once() -> list[Run]:
@@ -61,6 +62,7 @@ def together(device: torch.device, repeats: int, num_steps: int = 1000) -> Probl
             Bar("eight runs at once: times as fast as in turn", single / joint, 4, at_most=False),
             Bar("largest relative difference before the edge", difference, 1e-9),
         ],
+        data=data.source,
     )
 
 

@@ -111,22 +111,65 @@ def test_a_stretch_before_the_edge_is_refused(cache):
         problems.edge_stretch(tiny_problem(step_size=0.01), num_points=2)
 
 
-def test_cifar10_is_read_from_either_form(tmp_path):
+@pytest.fixture
+def pictures() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
-    labels = random.integers(0, 10, 20, dtype=np.uint8)
-    np.savez(tmp_path / "cifar10-5k.npz", x_train=pixels, y_train=labels)
-    one = problems.cifar10(tmp_path)
-    official = tmp_path / "official" / "cifar-10-batches-py"
-    official.mkdir(parents=True)
-    batch = {b"data": pixels.reshape(20, -1), b"labels": labels.tolist()}
-    (official / "data_batch_1").write_bytes(pickle.dumps(batch))
-    other = problems.cifar10(tmp_path / "official")
+    return {
+        "x_train": random.integers(0, 256, (20, 3, 32, 32), dtype=np.uint8),
+        "y_train": random.integers(0, 10, 20, dtype=np.uint8),
+    }
+
+
+def test_cifar10_is_read_from_either_form(tmp_path, pictures):
+    archive = tmp_path / "some.npz"
+    np.savez(archive, **pictures)
+    one = problems.cifar10(archive)
+    official = tmp_path / "cifar-10-batches-py"
+    official.mkdir()
+    pixels, labels = pictures["x_train"].reshape(20, -1), pictures["y_train"].tolist()
+    (official / "data_batch_1").write_bytes(pickle.dumps({b"data": pixels, b"labels": labels}))
+    other = problems.cifar10(tmp_path)
     assert torch.equal(one.inputs, other.inputs) and torch.equal(one.targets, other.targets)
     assert torch.allclose(one.inputs.mean(0), torch.zeros(3072).double(), atol=1e-12)
     assert torch.allclose(one.inputs.std(0, correction=0), torch.ones(3072).double())
-    with pytest.raises(problems.MissingData, match="EOS_CIFAR10"):
-        problems.cifar10(None)
+
+
+def test_the_record_tells_which_images_were_used_and_how(tmp_path, pictures):
+    np.savez(tmp_path / "a.npz", **pictures)
+    told = problems.cifar10(tmp_path / "a.npz").source
+    assert "the first 20 images of an .npz file" in told
+    assert "standardised by its own mean and standard deviation over these 20 images" in told
+    assert str(tmp_path) not in told
+    np.savez(tmp_path / "b.npz", **{**pictures, "y_train": pictures["y_train"][::-1]})
+    assert problems.cifar10(tmp_path / "b.npz").source != told
+
+
+def test_missing_cifar10_is_said(tmp_path):
+    for path in (None, tmp_path, tmp_path / "no.npz"):
+        with pytest.raises(problems.MissingData, match="EOS_CIFAR10"):
+            problems.cifar10(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_train": np.zeros((20, 3, 32, 32))}, "has to be uint8"),
+        ({"x_train": np.zeros((20, 32, 32, 3), np.uint8)}, r"shape \(20, 32, 32, 3\)"),
+        ({"y_train": np.full(20, 10)}, "label from 0 to 9"),
+        ({"y_train": np.zeros(19, int)}, "for every image"),
+        ({"y_train": np.zeros(20)}, "for every image"),
+    ],
+)
+def test_other_arrays_than_cifar10s_are_refused(tmp_path, pictures, change, message):
+    np.savez(tmp_path / "some.npz", **{**pictures, **change})
+    with pytest.raises(ValueError, match=message):
+        problems.cifar10(tmp_path / "some.npz")
+
+
+def test_a_file_without_the_arrays_is_refused(tmp_path):
+    np.savez(tmp_path / "some.npz", images=np.zeros(3))
+    with pytest.raises(ValueError, match="no array x_train and no y_train"):
+        problems.cifar10(tmp_path / "some.npz")
 
 
 # ---- verdicts --------------------------------------------------------------------------------
@@ -202,16 +245,16 @@ def test_runs_at_once_are_compared_with_runs_in_turn():
 def test_a_report_survives_being_stored(tmp_path):
     rows = [row("eoslib", 0.1, 1e-4, warm=True), Row("x", "y", False, True, failure="E: ü")]
     bars = [Bar("a", 2.0, 1.0), Bar("b", None, 1.0, at_most=False, note="n"), Bar("c", 3.0)]
-    problem = ProblemReport("p", "d", {"parameters": 3}, rows, bars)
+    problem = ProblemReport("p", "d", {"parameters": 3}, rows, bars, "from there")
     report = Report({"torch": "2", "threads": 2}, {"curvlinops": "not there"}, [problem])
     path = tmp_path / "new" / "r.json"
     report.save(path)
     assert Report.load(path) == report
     assert '"passed": false' in path.read_text(encoding="utf-8")
     table = report.table()
-    assert "NOT MET" in table and "failed: E: ü" in table and "absent: curvlinops" in table
-    path.write_text(path.read_text(encoding="utf-8").replace('"schema": 1', '"schema": 0'))
-    with pytest.raises(ValueError, match="has schema 0, this code reads 1"):
+    assert "from there" in table and "NOT MET" in table and "failed: E: ü" in table and "absent: curvlinops" in table
+    path.write_text(path.read_text(encoding="utf-8").replace('"schema": 2', '"schema": 0'))
+    with pytest.raises(ValueError, match="has schema 0, this code reads 2"):
         Report.load(path)
 
 
@@ -231,4 +274,6 @@ def test_what_is_missing_is_said_and_the_rest_is_measured(cache, tmp_path, monke
     assert [problem.name for problem in report.problems] == ["tiny", "t"]
     assert {r.tool for r in report.problems[0].rows} == {"eoslib", "procedure of 2021"}
     assert report.machine["torch"] == torch.__version__
-    assert "give a folder" in capsys.readouterr().out
+    assert report.machine["commit"]
+    assert "T_3" in report.problems[0].data
+    assert "name a folder" in capsys.readouterr().out
