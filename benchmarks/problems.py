@@ -100,9 +100,7 @@ def make_problem(
         for dtype in (torch.float32, torch.float64)
     )
     module = objective.module_at(objective.initial_point)
-    return Problem(
-        name, description, objective, exact, module, step_size, first_step, data.source
-    )
+    return Problem(name, description, objective, exact, module, step_size, first_step, data.source)
 
 
 def fc_tanh_on_cifar(device: torch.device, cifar10_path: Path | None) -> Problem:

@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark, print the table, write the JSON; 1 if a bar is not met."""
     options = _parser().parse_args(arguments)
     device = resolve_device(options.device)
+    load = _load()
     versions, absent = find_peers()
     problems = []
     with full_precision(device):
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             problems.append(measured(problem, list(absent), options))
         problems.append(together(device, options.repeats))
-    report = Report(_machine(device, versions), absent, problems)
+    report = Report({**_machine(device, versions), "load_before": load}, absent, problems)
     path = options.output or RESULTS / f"{_slug(report.machine)}.json"
     report.save(path)
     print(report.table())
@@ -103,6 +104,11 @@ def _machine(device: torch.device, versions: dict[str, str]) -> dict[str, str | 
         "scipy": metadata.version("scipy"),
         **versions,
     }
+
+
+def _load() -> str:
+    """How many processes were running in the last minute, to tell a machine that was not idle."""
+    return f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
 
 
 def _commit() -> str:
