@@ -252,7 +252,12 @@ def test_a_report_survives_being_stored(tmp_path):
     assert Report.load(path) == report
     assert '"passed": false' in path.read_text(encoding="utf-8")
     table = report.table()
-    assert "from there" in table and "NOT MET" in table and "failed: E: ü" in table and "absent: curvlinops" in table
+    assert (
+        "from there" in table
+        and "NOT MET" in table
+        and "failed: E: ü" in table
+        and "absent: curvlinops" in table
+    )
     path.write_text(path.read_text(encoding="utf-8").replace('"schema": 2', '"schema": 0'))
     with pytest.raises(ValueError, match="has schema 0, this code reads 2"):
         Report.load(path)
