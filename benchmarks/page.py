@@ -32,6 +32,7 @@ __all__ = [
     "Record",
     "absences_list",
     "bars_table",
+    "busy_machines",
     "comparisons",
     "draw_errors",
     "draw_times",
@@ -50,6 +51,9 @@ PROVENANCE = (
     *("eoslib", "commit", "python", "torch", "numpy", "scipy"),
     *("platform", "device", "cpu", "threads", "date", "load_before"),
 )
+
+#: With no more running processes than this, on average, a machine counts as idle.
+IDLE = 0.5
 
 #: The names of the two bars that the figure of errors shows as lines.
 ERROR_BAR = "tracked: largest relative error"
@@ -153,6 +157,19 @@ def comparisons(records: Iterable[Record]) -> list[Comparison]:
         for problem in record.report.problems
         if problem.rows
     ]
+
+
+def busy_machines(records: Sequence[Record]) -> str:
+    """A warning for each record that was made while the machine did other things too."""
+    items = [
+        f"{record.path.name}: {load} processes were running before the first measurement"
+        for record in records
+        if (load := str(record.report.machine.get("load_before", ""))).replace(".", "").isdigit()
+        and float(load) > IDLE
+    ]
+    if not items:
+        return ""
+    return _list("Measured on a busy machine, so that the times mean little:", items)
 
 
 def flaws(record: Record) -> Iterator[str]:

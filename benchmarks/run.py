@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark, print the table, write the JSON; 1 if a bar is not met."""
     options = _parser().parse_args(arguments)
     device = resolve_device(options.device)
-    load = _load()
+    before = {"commit": _commit(), "load_before": _load()}
     versions, absent = find_peers()
     problems = []
     with full_precision(device):
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             problems.append(measured(problem, list(absent), options))
         problems.append(together(device, options.repeats))
-    report = Report({**_machine(device, versions), "load_before": load}, absent, problems)
+    report = Report({**_machine(device, versions), **before}, absent, problems)
     path = options.output or RESULTS / f"{_slug(report.machine)}.json"
     report.save(path)
     print(report.table())
@@ -99,7 +99,6 @@ def _parser() -> argparse.ArgumentParser:
 def _machine(device: torch.device, versions: dict[str, str]) -> dict[str, str | int]:
     return {
         **hardware_stamp(device),
-        "commit": _commit(),
         "cpu": _cpu(),
         "scipy": metadata.version("scipy"),
         **versions,

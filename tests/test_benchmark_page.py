@@ -165,3 +165,9 @@ def test_errors_below_rounding_lie_on_the_border(stored):
     assert lines["procedure of 2021"].get_ydata() == [comparison.ROUNDING]
     assert list(lines["quick"].get_xdata()) == [5.0, 30.0]
     assert "broken" not in lines
+
+
+@pytest.mark.parametrize(("load", "busy"), [("0.10", False), ("7.50", True), ("unknown", False)])
+def test_a_record_from_a_busy_machine_is_told(stored, load, busy):
+    record = stored(lambda plain: plain["machine"].update(load_before=load))
+    assert (load in page.busy_machines([record])) is busy
