@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = resolve_device(options.device)
     before = {"commit": _commit(), "load_before": _load()}
     versions, absent = find_peers()
+    absent |= dict.fromkeys(PROBLEMS.keys() - set(options.problems), "left out by --problems")
     problems = []
     with full_precision(device):
         for name in options.problems:

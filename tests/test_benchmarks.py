@@ -282,3 +282,17 @@ def test_what_is_missing_is_said_and_the_rest_is_measured(cache, tmp_path, monke
     assert report.machine["commit"]
     assert "T_3" in report.problems[0].data
     assert "name a folder" in capsys.readouterr().out
+
+
+def test_a_problem_that_was_left_out_is_named(cache, tmp_path, monkeypatch):
+    known = {
+        "tiny": lambda device, path: tiny_problem(first_step=400),
+        "other": lambda device, path: tiny_problem(),
+    }
+    monkeypatch.setattr(run, "PROBLEMS", known)
+    monkeypatch.setattr(run, "find_peers", lambda: ({}, dict.fromkeys(tools.PEERS, "not here")))
+    monkeypatch.setattr(run, "together", lambda device, repeats: ProblemReport("t", "", {}))
+    path = tmp_path / "r.json"
+    arguments = ["--device", "cpu", "--repeats", "1", "--seconds", "0.2", "--output", str(path)]
+    run.main([*arguments, "--problems", "tiny"])
+    assert Report.load(path).absent["other"] == "left out by --problems"

@@ -15,7 +15,7 @@ import pytest
 from scripts import notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = sorted(ROOT.glob("book/**/*.ipynb"))
+CHAPTER = ROOT / "book" / "quadratics.ipynb"
 
 
 def code(identifier: str, source: str, *tags: str) -> dict[str, Any]:
@@ -253,18 +253,18 @@ def test_nbval_alone_would_pass_a_stripped_notebook(stored: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
-def test_an_edited_result_of_a_chapter_fails(chapter: Path, tmp_path: Path) -> None:
+def test_an_edited_result_of_a_chapter_fails(tmp_path: Path) -> None:
     """A chapter's copy whose first check cell stores another result does not pass nbval.
 
-    That the chapter itself passes is what `make test-notebooks` shows.
+    That the chapter itself passes is what `make test-notebooks` shows. The quickest one stands for
+    all of them: `verify` sees to it that every check cell is stored in the form that is compared.
     """
-    notebook = notebooks.read(chapter)
+    notebook = notebooks.read(CHAPTER)
     first = next(n for n, cell in enumerate(notebook["cells"]) if notebooks.is_check(cell))
     notebook["cells"] = notebook["cells"][: first + 1]
     output = notebook["cells"][first]["outputs"][0]
     output["text"] = [changed_digit("".join(output["text"]))]
-    path = tmp_path / chapter.name
+    path = tmp_path / CHAPTER.name
     notebooks.write(path, notebook)
     result = nbval(path)
     assert result.returncode == 1, result.stdout
