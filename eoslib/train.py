@@ -223,8 +223,7 @@ class _Progress:
     def __init__(self, rule: UpdateRule, point: Tensor, record: Recorder) -> None:
         self.rule, self.point, self.record = rule, point, record
         self.state = rule.init(point)
-        self.loss = np.nan
-        self.limit = np.inf
+        self.loss = self.limit = np.nan  # until the first loss is known
         self.result: Run | None = None
 
     def finish(self, status: str, step: int, message: str) -> None:

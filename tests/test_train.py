@@ -99,6 +99,15 @@ def test_momentum_is_on_record():
     assert recorded == {"optimizer": "polyak", "lr": 0.1, "beta": 0.5, "threshold": 30.0}
 
 
+@pytest.mark.parametrize("factor", [1e3, 1e6])
+def test_a_run_has_diverged_when_its_loss_exceeds_a_multiple_of_the_first(factor):
+    objective = quadratic(1.0)  # each step at η = 3 multiplies the loss by four
+    run = train(objective, GradientDescent(3.0), num_steps=100, divergence_factor=factor)
+    assert run.outcome.status == "diverged"
+    assert run.outcome.step == int(np.ceil(np.log(factor) / np.log(4)))
+    assert run["loss"].values[-1] <= factor * run["loss"].values[0]
+
+
 def test_divergence_is_an_outcome():
     run = train(small(), GradientDescent(1e4), num_steps=500)
     assert run.outcome.status == "diverged"
