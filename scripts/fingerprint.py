@@ -16,8 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: What the result of running a chapter depends on, beside the chapter itself.
-EXECUTION_INPUTS = ("eoslib", "requirements.txt")
+#: What the result of running a chapter depends on, beside the chapter itself. (The page on costs
+#: shows the records of the benchmark by the benchmark's own code.)
+EXECUTION_INPUTS = ("eoslib", "benchmarks", "requirements.txt")
 
 #: What the look of every page depends on, beside the page itself.
 PAGE_INPUTS = ("book/_ext", "_config.yml", "_toc.yml")

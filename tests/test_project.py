@@ -188,11 +188,19 @@ def tree(tmp_path: Path) -> Path:
     package.mkdir(parents=True)
     for name in ("a.py", "a.js", "a.css", "a.npz"):
         (package / name).write_text("1")
+    records = tmp_path / "benchmarks" / "results"
+    records.mkdir(parents=True)
+    (records / "a.json").write_text("1")
     return tmp_path
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.txt", *(f"eoslib/widgets/a.{e}" for e in ("py", "js", "css", "npz"))]
+    "name",
+    [
+        "requirements.txt",
+        "benchmarks/results/a.json",
+        *(f"eoslib/widgets/a.{e}" for e in ("py", "js", "css", "npz")),
+    ],
 )
 def test_fingerprint_changes_with_every_input(tree: Path, name: str) -> None:
     before = fingerprint.execution_fingerprint(tree)
