@@ -45,6 +45,11 @@ STICKING_OUT = """() => [...document.querySelectorAll("article *")]
   .filter((element) => element.getBoundingClientRect().right > window.innerWidth + 1)
   .slice(0, 8).map((element) => `${element.tagName}.${element.getAttribute("class")}`)"""
 
+# Equations that do not show whole.
+CUT_OFF = """() => [...document.querySelectorAll("article div.math mjx-container")]
+  .filter((equation) => equation.scrollWidth > equation.clientWidth + 1)
+  .map((equation) => equation.closest("div.math").id || equation.textContent.slice(0, 60))"""
+
 
 class QuietHandler(SimpleHTTPRequestHandler):
     """Serves files without reporting them."""
@@ -131,6 +136,7 @@ def test_page_fits_a_phone(visit: Callable[..., Any], entry: str) -> None:
     page = visit(f"{entry}.html", viewport=PHONE)
     too_wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert too_wide <= 0, f"{too_wide} px of sideways scrolling: {page.evaluate(STICKING_OUT)}"
+    assert page.evaluate(CUT_OFF) == []
     assert_nothing_happened(page)
 
 
