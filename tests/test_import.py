@@ -14,7 +14,10 @@ PACKAGE = Path(__file__).parents[1] / "eoslib"
 #: A module may import those named before it (and nothing of its own row).
 LAYERS = [
     ["_names", "numerics", "palette", "linear_chain", "linops", "checks", "progress"],
-    ["losses", "data", "architectures"],
+    ["downloads"],
+    ["cifar10", "wikitext2"],
+    ["losses", "data"],
+    ["architectures"],
     ["functional_model", "eigen", "update_rules", "runs"],
     ["objective"],
     ["taylor", "tracker", "spectrum", "one_step"],
