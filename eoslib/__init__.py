@@ -6,7 +6,7 @@ objective is a function of a flat parameter vector; optimizers and eigensolvers 
 
 __version__ = "0.1.0"
 
-from eoslib.architectures import build
+from eoslib.architectures import build, build_for
 from eoslib.data import Dataset, chebyshev, digits, load_dataset
 from eoslib.eigen import (
     EigenResult,
@@ -69,6 +69,7 @@ __all__ = [
     "accuracy_above",
     "at_steps",
     "build",
+    "build_for",
     "chebyshev",
     "cross_entropy",
     "digits",

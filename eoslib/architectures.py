@@ -4,8 +4,8 @@
 the activation after each, then a linear output layer; biases everywhere; PyTorch's default
 initialization. Its siblings exchange the activation. Widths and initialization are free.
 
-``vgg11`` and ``vgg11-bn`` are configuration A of Simonyan and Zisserman (2015) as it is used for
-images of 32 × 32 pixels, without dropout.
+The convolutional networks are in `eoslib.convolutional`, the Transformer in `eoslib.transformer`;
+`build` knows all by name, and `build_for` how many inputs and outputs a data set needs.
 """
 
 from __future__ import annotations
@@ -13,13 +13,25 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from eoslib._names import look_up
+from eoslib.convolutional import ResNet32, cnn, vgg11
+from eoslib.data import Dataset
+from eoslib.transformer import Transformer
 
-__all__ = ["ACTIVATIONS", "ARCHITECTURES", "build", "fully_connected", "vgg11"]
+__all__ = [
+    "ACTIVATIONS",
+    "ARCHITECTURES",
+    "build",
+    "build_for",
+    "deep_linear",
+    "fully_connected",
+    "regression",
+]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -28,6 +40,14 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "softplus": nn.Softplus,
     "hardtanh": nn.Hardtanh,
     "gelu": nn.GELU,
+}
+
+
+#: What stands between ``cnn-`` and the activation in a name.
+_CNN_KINDS: dict[str, dict[str, Any]] = {
+    "": {},
+    "avgpool-": {"pooling": "average"},
+    "bn-": {"batch_norm": True},
 }
 
 
@@ -52,9 +72,7 @@ def fully_connected(
     Raises:
         ValueError: a size is not a positive integer, or a name is unknown.
     """
-    sizes = [num_inputs, *widths, num_outputs]
-    if any(not isinstance(size, int) or size < 1 for size in sizes):
-        raise ValueError(f"layer sizes must be positive integers, got {sizes}")
+    sizes = _checked_sizes([num_inputs, *widths, num_outputs])
     make_activation = look_up(ACTIVATIONS, activation, "activation")
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in itertools.pairwise(sizes[:-1]):
@@ -63,6 +81,12 @@ def fully_connected(
     network = nn.Sequential(*layers)
     network.apply(look_up(INITIALIZATIONS, init, "initialization"))
     return network
+
+
+def _checked_sizes(sizes: list[int]) -> list[int]:
+    if any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise ValueError(f"layer sizes must be positive integers, got {sizes}")
+    return sizes
 
 
 def _lecun(module: nn.Module) -> None:
@@ -77,42 +101,86 @@ INITIALIZATIONS: dict[str, Callable[[nn.Module], None]] = {
 }
 
 
-#: Output channels of the convolutions of configuration A; None halves the image.
-_VGG11 = (64, None, 128, None, 256, 256, None, 512, 512, None, 512, 512, None)
+def deep_linear(
+    num_inputs: int, num_outputs: int, *, width: int = 50, depth: int = 20
+) -> nn.Sequential:
+    """A chain of linear layers without biases and without anything between them.
 
-
-def vgg11(num_inputs: int, num_outputs: int, *, batch_norm: bool = False) -> nn.Sequential:
-    """Eight 3 × 3 convolutions and three linear layers, for images of 32 × 32 pixels.
-
-    Convolution weights are N(0, 2/(9 · output channels)), their biases zero; the linear layers have
-    PyTorch's default initialization.
+    Weights N(0, 2/(fan_in + fan_out)) (Glorot and Bengio 2010). The paper's has its own seed, 8.
 
     Args:
-        num_inputs: channels of the images.
+        num_inputs: numbers per example.
         num_outputs: columns of the output.
-        batch_norm: normalise after every convolution.
-    """
-    layers: list[nn.Module] = []
-    channels = num_inputs
-    for width in _VGG11:
-        if width is None:
-            layers.append(nn.MaxPool2d(2))
-            continue
-        convolution = nn.Conv2d(channels, width, 3, padding=1)
-        nn.init.normal_(convolution.weight, std=(2 / (9 * width)) ** 0.5)
-        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
-        layers += [convolution, *([nn.BatchNorm2d(width)] if batch_norm else []), nn.ReLU()]
-        channels = width
-    layers.append(nn.Flatten())
-    for _ in range(2):
-        layers += [nn.Linear(512, 512), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(512, num_outputs))
+        width: of all layers between.
+        depth: how many layers, at least 1.
 
+    Raises:
+        ValueError: a size is not a positive integer.
+    """
+    if depth < 1:
+        raise ValueError(f"a chain needs at least one layer, got depth={depth}")
+    sizes = _checked_sizes([num_inputs, *[width] * (depth - 1), num_outputs])
+    layers = [nn.Linear(*pair, bias=False) for pair in itertools.pairwise(sizes)]
+    for layer in layers:
+        nn.init.xavier_normal_(layer.weight)
+    return nn.Sequential(*layers)
+
+
+def regression(
+    num_inputs: int, num_outputs: int, *, width: int = 100, gain: float = 1.9
+) -> nn.Sequential:
+    """One hidden layer of tanh units, for fitting a function of one variable.
+
+    Weights N(0, 2/(fan_in + fan_out)) (Glorot and Bengio 2010), those of the first layer times the
+    gain; its biases zero, the second without.
+
+    Args:
+        num_inputs: numbers per example.
+        num_outputs: columns of the output.
+        width: hidden units.
+        gain: 1.9 in the paper's code since June 2021; 1 in its first release.
+
+    Raises:
+        ValueError: a size is not a positive integer.
+    """
+    sizes = _checked_sizes([num_inputs, width, num_outputs])
+    first = nn.Linear(sizes[0], sizes[1])
+    last = nn.Linear(sizes[1], sizes[2], bias=False)
+    nn.init.xavier_normal_(first.weight, gain=gain)
+    nn.init.zeros_(first.bias)
+    nn.init.xavier_normal_(last.weight)
+    return nn.Sequential(first, nn.Tanh(), last)
+
+
+#: What a network's first argument counts: the numbers of an example, the channels of an image, or
+#: the words of a vocabulary.
+_FLAT, _IMAGES, _WORDS = "numbers", "images", "words"
+
+_MAKERS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
+    **{
+        f"fc-{activation}": (_FLAT, partial(fully_connected, activation=activation))
+        for activation in ACTIVATIONS
+    },
+    **{
+        f"fc-tanh-depth{depth}": (_FLAT, partial(fully_connected, widths=(200,) * depth))
+        for depth in (1, 2, 3, 4)
+    },
+    **{
+        f"cnn-{kind}{name}": (_IMAGES, partial(cnn, activation=ACTIVATIONS[name], **options))
+        for kind, options in _CNN_KINDS.items()
+        for name in ("relu", "elu", "tanh")
+    },
+    "vgg11": (_IMAGES, vgg11),
+    "vgg11-bn": (_IMAGES, partial(vgg11, batch_norm=True)),
+    "resnet32": (_IMAGES, ResNet32),
+    "deep-linear": (_FLAT, deep_linear),
+    "regression": (_FLAT, regression),
+    "transformer": (_WORDS, Transformer),
+}
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
-    f"fc-{activation}": partial(fully_connected, activation=activation)
-    for activation in ACTIVATIONS
-} | {"vgg11": vgg11, "vgg11-bn": partial(vgg11, batch_norm=True)}
+    name: make for name, (_, make) in _MAKERS.items()
+}
 
 
 def build(
@@ -131,7 +199,8 @@ def build(
 
     Args:
         name: a key of `ARCHITECTURES`, for instance ``"fc-tanh"``.
-        num_inputs: numbers per example, or channels of the images for a convolutional network.
+        num_inputs: numbers per example; for a convolutional network, channels of the images; for
+            the Transformer, words of the vocabulary.
         num_outputs: columns of the output.
         seed: seed of the initial weights.
         dtype: dtype of the parameters.
@@ -149,3 +218,34 @@ def build(
             return make(num_inputs, num_outputs, **options).to(dtype)
     finally:
         torch.set_default_dtype(default)
+
+
+def build_for(
+    name: str,
+    data: Dataset,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **options: object,
+) -> nn.Module:
+    """Build a network by its name for a data set, with the inputs and outputs that this needs.
+
+    Args:
+        name: a key of `ARCHITECTURES`, for instance ``"resnet32"``.
+        data: the data set.
+        seed: seed of the initial weights.
+        dtype: dtype of the parameters.
+        **options: as for `build`.
+
+    Raises:
+        ValueError: as `build`, or the network is for images or words and the data are none.
+    """
+    takes, _ = look_up(_MAKERS, name, "architecture")
+    is_text, is_images = data.vocabulary is not None, data.inputs.ndim == 4
+    if is_text != (takes == _WORDS) or (takes == _IMAGES and not is_images):
+        raise ValueError(
+            f"{name} takes {takes}, but an example of {data.name} has shape "
+            f"{tuple(data.inputs.shape[1:])} and dtype {data.inputs.dtype}"
+        )
+    counts = {_FLAT: data.num_inputs, _IMAGES: data.inputs.shape[1], _WORDS: data.num_outputs}
+    return build(name, counts[takes], data.num_outputs, seed=seed, dtype=dtype, **options)

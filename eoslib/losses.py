@@ -1,10 +1,12 @@
-r"""The two losses of the book, each with its factor spelled out.
+r"""The losses of the book, each with its factor spelled out.
 
 Multiplying a loss by c multiplies every Hessian eigenvalue by c, so a forgotten ½ doubles every
 sharpness. The conventions here are those of Cohen et al. (2021):
 
 * square loss: ½ ‖f(x) − y‖², summed over outputs, averaged over examples;
-* cross-entropy: −log softmax(f(x))_y, averaged over examples.
+* cross-entropy: −log softmax(f(x))_y, averaged over examples;
+* token cross-entropy: the same for sequences, averaged over all words of all examples. (Plain
+  cross-entropy sums over the words of an example, which is its length times as much.)
 
 A `Loss` gives its terms, whose *sum* over the examples is the total; `eoslib.objective.Objective`
 divides by the number of all examples, which makes uneven chunks exact.
@@ -21,7 +23,15 @@ from torch.nn import functional as F
 
 from eoslib._names import look_up
 
-__all__ = ["LOSSES", "Loss", "accuracy", "cross_entropy", "get_loss", "square_loss"]
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "accuracy",
+    "cross_entropy",
+    "get_loss",
+    "square_loss",
+    "token_cross_entropy",
+]
 
 
 @dataclass(frozen=True)
@@ -101,16 +111,38 @@ def _check_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
         )
 
 
+def _token_cross_entropy_terms(outputs: Tensor, targets: Tensor) -> Tensor:
+    return _cross_entropy_terms(outputs, targets) / outputs.shape[2:].numel()
+
+
+def _check_token_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.ndim < 3 or targets.is_floating_point():
+        raise ValueError(
+            "token cross-entropy needs outputs of shape (n, classes, length) and one int64 label "
+            f"per word, (n, length); got {tuple(outputs.shape)} and {targets.dtype} of shape "
+            f"{tuple(targets.shape)}"
+        )
+    _check_cross_entropy(outputs, targets)
+
+
 square_loss = Loss("square", "train loss (½ mean squared error)", _square_terms, _check_square)
 cross_entropy = Loss(
     "cross_entropy", "train loss (cross-entropy)", _cross_entropy_terms, _check_cross_entropy
 )
+token_cross_entropy = Loss(
+    "token_cross_entropy",
+    "train loss (cross-entropy per word)",
+    _token_cross_entropy_terms,
+    _check_token_cross_entropy,
+)
 
-LOSSES: dict[str, Loss] = {loss.name: loss for loss in (square_loss, cross_entropy)}
+LOSSES: dict[str, Loss] = {
+    loss.name: loss for loss in (square_loss, cross_entropy, token_cross_entropy)
+}
 
 
 def get_loss(loss: str | Loss) -> Loss:
-    """Return the loss of that name (``"square"``, ``"cross_entropy"``), or the loss itself.
+    """Return the loss of that name (a key of `LOSSES`), or the loss itself.
 
     Raises:
         ValueError: the name is unknown.

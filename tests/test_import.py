@@ -16,7 +16,7 @@ LAYERS = [
     ["_names", "numerics", "palette", "linear_chain", "linops", "checks", "progress"],
     ["downloads"],
     ["cifar10", "wikitext2"],
-    ["losses", "data"],
+    ["losses", "data", "convolutional", "transformer"],
     ["architectures"],
     ["functional_model", "eigen", "update_rules", "runs"],
     ["objective"],
