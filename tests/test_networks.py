@@ -278,8 +278,8 @@ def tiny(name: str) -> tuple[nn.Module, Dataset, str, dict[str, object]]:
 def hessian_by_differences(objective: Objective, theta: torch.Tensor) -> torch.Tensor:
     """Central differences of plain gradients of the plain module, in float64.
 
-    Not ``torch.func.hessian``: with batch or layer normalisation PyTorch 2.13 gives a matrix that
-    is not even symmetric.
+    Not ``torch.func.hessian``: where θ holds the scale and shift of a batch or layer normalisation,
+    PyTorch 2.13 gives a matrix that is wrong in the first digit and not symmetric.
     """
     module = objective.module_at(theta)
 
