@@ -20,7 +20,7 @@ LAYERS = [
     ["architectures"],
     ["functional_model", "eigen", "update_rules", "runs"],
     ["objective"],
-    ["taylor", "tracker", "spectrum", "one_step"],
+    ["taylor", "tracker", "spectrum", "one_step", "distributed"],
     ["recorder", "measure"],
     ["train", "flows"],
     ["plotting"],
