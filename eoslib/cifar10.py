@@ -95,7 +95,7 @@ def read_cifar10(path: Path | None = None) -> Cifar10:
             says which file belongs where.
         ValueError: a file is damaged, or is not what it should be.
 
-    Cost: 184 MB of memory; about two seconds, most of it unpacking.
+    Cost: 184 MB of memory; a second or two, most of it unpacking.
     """
     formats = f"no {ARCHIVE.name}, no folder {_FOLDER} and no cifar10*.npz"
     found = locate(ARCHIVE, path, _find, formats)

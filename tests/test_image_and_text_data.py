@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import eoslib.cifar10
+import eoslib.data
 import eoslib.wikitext2
 from eoslib import load_dataset
 from eoslib.data import cifar10, wikitext2
@@ -251,6 +252,19 @@ def test_a_pixel_that_never_changes_cannot_be_standardised(tmp_path):
     with pytest.raises(ValueError, match="1 pixels are the same in all 5 training images"):
         load_dataset("cifar10-5-per_pixel", path=tmp_path)
     assert torch.isfinite(load_dataset("cifar10-5-per_channel", path=tmp_path).inputs).all()
+
+
+@pytest.mark.parametrize("axes", [(0,), (0, 2, 3)])
+def test_statistics_of_as_many_images_as_the_real_set_has(axes):
+    """At 50,000 images the sums of a channel no longer fit in 64 bits."""
+    few, _ = images(2, 0)
+    few[0, 0] = 255
+    few[1] = few[0] ^ 1  # hardly any deviation, of which nothing may be lost
+    many = np.broadcast_to(few[None], (25_000, *few.shape)).reshape(-1, 3, 32, 32)
+    mean, deviation = eoslib.data._mean_and_deviation(many, axes)
+    by = few.astype(float)
+    assert np.allclose(mean, by.mean(axes, keepdims=True)[0], rtol=1e-14)
+    assert np.allclose(deviation, by.std(axes, keepdims=True)[0], rtol=1e-12)
 
 
 def test_options_that_a_data_set_does_not_take():
