@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eoslib.checkpoint import Checkpoint, digest, moved
 from eoslib.numerics import limited_threads
 from eoslib.objective import Objective
-from eoslib.recorder import Measurement, Recorder, Snapshot, StopRule
+from eoslib.recorder import Measurement, Recorder, Snapshot, StopRule, restore, state_of
 from eoslib.runs import Outcome, Run
 from eoslib.taylor import TaylorQuadratic
 from eoslib.tracker import SharpnessTracker
@@ -66,6 +67,7 @@ def gradient_flow(
     report: Callable[[Snapshot], bool | None] | None = None,
     max_gradients: float = math.inf,
     settings: Mapping[str, Any] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Run:
     """Follow gradient flow from θ for ``duration`` units of time, measuring once a tick.
 
@@ -84,6 +86,7 @@ def gradient_flow(
         report: called after every tick, for progress; returning True ends the run as "stopped".
         max_gradients: the run ends as "stopped" before the tick that would exceed this budget.
         settings: what to add to the run's settings (data set, architecture, seed, …).
+        checkpoint: where to save the state now and then, and to go on from; see `eoslib.train`.
 
     Returns:
         A `Run` with ``tick`` and ``alpha`` in its settings and an infinite threshold. Its
@@ -91,7 +94,8 @@ def gradient_flow(
         tick: well below 2.7 means that every step was stable.
 
     Raises:
-        ValueError: an argument is out of its range, or two measurements share a name.
+        ValueError: an argument is out of its range, two measurements share a name, or the
+            checkpoint is another training's.
 
     Cost: about 4 λ₁/α gradients per unit of time, and the measurements.
     """
@@ -114,8 +118,19 @@ def gradient_flow(
         "num_steps": num_ticks,
     }
     recorder = Recorder(objective, settings or {}, method)
-    first_gradient = objective.num_gradients
-    largest, step = 0.0, 0.0
+    identity = {
+        "runs": [recorder.settings],
+        "start": digest(point),
+        "tracker": tracker.settings,
+        "measurements": names[3:],
+    }
+    largest, step, first = 0.0, 0.0, 0
+    if checkpoint is not None and (state := checkpoint.load(identity)) is not None:
+        first, largest, step = state["ticks"], state["largest"], state["step"]
+        point = moved(state["point"], point.device)
+        recorder.load_state_dict(state["record"], first)
+        tracker.load_state_dict(state["tracker"])
+        restore(measurements, state["measurements"])
 
     def descent(at: Tensor) -> Tensor:
         return -objective.gradient(at)
@@ -126,8 +141,21 @@ def gradient_flow(
         run.provenance["largest_step_times_sharpness"] = round(largest, 3)
         return run
 
+    def state_now() -> dict[str, Any]:
+        return {
+            "ticks": ticks,
+            "largest": largest,
+            "step": step,
+            "point": point,
+            "record": recorder.state_dict(),
+            "tracker": tracker.state_dict(),
+            "measurements": state_of(measurements),
+        }
+
     with limited_threads(objective.num_parameters * objective.num_examples):
-        for ticks in range(num_ticks + 1):
+        for ticks in range(first, num_ticks + 1):
+            if checkpoint is not None:
+                checkpoint.offer(identity, state_now)
             hessian = objective.hessian(point)
             loss = float(hessian.value)
             if not math.isfinite(loss):
@@ -154,7 +182,7 @@ def gradient_flow(
                 )
                 return finished("stopped", ticks, message)
             num_steps = max(1, math.ceil(tick * top / alpha))
-            spent = objective.num_gradients - first_gradient
+            spent = recorder.num_gradients
             if spent + 4 * num_steps > max_gradients and ticks < num_ticks:
                 message = f"out of gradients after {spent:,.0f}; raise max_gradients"
                 return finished("stopped", ticks, message)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from eoslib.numerics import hardware_stamp
@@ -74,13 +75,29 @@ class Measurement:
 
     Attributes:
         name: its name among the run's series.
-        function: maps θ, ``(P,)``, to a number or a vector ``(d,)``.
+        function: maps θ, ``(P,)``, to a number or a vector ``(d,)``. One that remembers something
+            from call to call has the methods ``state_dict`` and ``load_state_dict``, as a module
+            has, so that checkpoints can hold it.
         schedule: at which steps.
     """
 
     name: str
     function: Callable[[Tensor], Tensor | float]
     schedule: Schedule
+
+
+def state_of(measurements: Iterable[Measurement]) -> dict[str, Any]:
+    """What the functions of measurements remember, by name, for a checkpoint."""
+    return {
+        m.name: m.function.state_dict() for m in measurements if hasattr(m.function, "state_dict")
+    }
+
+
+def restore(measurements: Iterable[Measurement], state: Mapping[str, Any]) -> None:
+    """Give the functions of measurements back what they remembered."""
+    for measurement in measurements:
+        if hasattr(measurement.function, "load_state_dict"):
+            measurement.function.load_state_dict(state[measurement.name])
 
 
 @dataclass(frozen=True)
@@ -150,6 +167,7 @@ class Recorder:
         self._values: dict[str, list[Any]] = {"loss": [], "sharpness": []}
         self._started = time.perf_counter()
         self._gradients, self._products = objective.num_gradients, objective.num_products
+        self._resumed: list[dict[str, Any]] = []
         self._settings = plain_json({**given, **method}, "settings") | {
             "loss": objective.loss.name,
             "num_parameters": objective.num_parameters,
@@ -174,6 +192,44 @@ class Recorder:
         self._steps.setdefault(name, []).append(step)
         known.append(plain)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the run will carry; a copy."""
+        return dict(self._settings)
+
+    @property
+    def num_gradients(self) -> float:
+        """Gradients spent since the record began."""
+        return self._objective.num_gradients - self._gradients
+
+    @property
+    def num_products(self) -> int:
+        """Hessian-vector products spent since the record began."""
+        return self._objective.num_products - self._products
+
+    def state_dict(self) -> dict[str, Any]:
+        """The record so far, for a checkpoint."""
+        return {
+            "steps": {name: torch.tensor(steps) for name, steps in self._steps.items()},
+            "values": {
+                name: torch.from_numpy(np.array(values)) for name, values in self._values.items()
+            },
+            "seconds": time.perf_counter() - self._started,
+            "num_gradients": self.num_gradients,
+            "num_products": self.num_products,
+            "resumed": list(self._resumed),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        """Go on with the record of a checkpoint made at the beginning of a step."""
+        self._steps = {name: steps.tolist() for name, steps in state["steps"].items()}
+        self._values = {name: list(values.numpy()) for name, values in state["values"].items()}
+        self._started = time.perf_counter() - state["seconds"]
+        self._gradients = self._objective.num_gradients - state["num_gradients"]
+        self._products = self._objective.num_products - state["num_products"]
+        date = hardware_stamp(self._objective.device)["date"]
+        self._resumed = [*state["resumed"], {"step": step, "date": date}]
+
     def snapshot(self, outcome: Outcome | None = None) -> Run:
         """The run so far, or as it ended."""
         series = {
@@ -181,15 +237,17 @@ class Recorder:
             for name, steps in self._steps.items()
         }
         last = self._steps["loss"][-1] if self._steps["loss"] else 0
-        provenance = hardware_stamp(self._objective.device) | {
+        provenance: dict[str, Any] = hardware_stamp(self._objective.device) | {
             "seconds": round(time.perf_counter() - self._started, 3),
-            "num_gradients": self._objective.num_gradients - self._gradients,
-            "num_products": self._objective.num_products - self._products,
+            "num_gradients": self.num_gradients,
+            "num_products": self.num_products,
             "runs_together": self._num_runs,
             "unconverged_measurements": int(np.isnan(series["sharpness"].values).sum()),
         }
+        if self._resumed:
+            provenance["resumed"] = list(self._resumed)
         return Run(
-            settings=dict(self._settings),
+            settings=self.settings,
             series=series,
             outcome=outcome or Outcome("stopped", last, "still running"),
             provenance=provenance,

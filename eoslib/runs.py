@@ -13,9 +13,10 @@ import os
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +88,7 @@ class Outcome:
 
     Attributes:
         status: ``"completed"`` (all steps done), ``"goal reached"`` (a stop rule fired),
-            ``"diverged"``, or ``"stopped"`` (somebody asked for it).
+            ``"diverged"``, ``"out of memory"``, or ``"stopped"`` (somebody asked for it).
         step: the step at which it ended.
         message: one sentence for a person.
     """
@@ -170,8 +171,8 @@ class Run:
 
     def describe(self) -> str:
         """The state the run ended in, in words, read off its numbers."""
-        if self.outcome.status == "diverged":
-            return f"diverged at step {self.outcome.step:,}"
+        if self.outcome.status in ("diverged", "out of memory"):
+            return f"{self.outcome.status} at step {self.outcome.step:,}"
         if "sharpness" not in self.series or not len(self.sharpness):
             return f"{self.outcome.status} at step {self.outcome.step:,}"
         if "tick" in self.settings:
@@ -213,6 +214,15 @@ class Run:
             TypeError: the settings hold something that is not JSON.
         """
         target = Path(path)
+        written_atomically(target, self.write)
+        return target
+
+    def write(self, file: IO[bytes]) -> None:
+        """Write the run to an open binary file, as `save` does.
+
+        Raises:
+            TypeError: the settings hold something that is not JSON.
+        """
         arrays: dict[str, NDArray[Any]] = {}
         for name, series in self.series.items():
             arrays[f"steps/{name}"] = series.steps
@@ -227,21 +237,7 @@ class Run:
             "provenance": self.provenance,
         }
         arrays["header"] = np.array(json.dumps(plain_json(header, "run"), allow_nan=False))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(temporary).chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        return target
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Run:
@@ -253,23 +249,37 @@ class Run:
         """
         source = Path(path)
         try:
-            with source.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
+            file = source.open("rb")
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise RunFileError(f"{source} is not a readable run: {error}") from error
+        with file:
+            return cls.read(file, str(source))
+
+    @classmethod
+    def read(cls, file: IO[bytes], name: str = "this") -> Run:
+        """Read a run from an open binary file; ``name`` is what an error calls it.
+
+        Raises:
+            RunFileError: as for `load`.
+        """
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                arrays = {key: stored[key] for key in stored.files}
             header = json.loads(str(arrays.pop("header")))
             if header["format"] != _FORMAT:
                 raise KeyError("format")
             if header["version"] <= _VERSION:
                 return cls._assembled(header, arrays)
-        except FileNotFoundError:
-            raise
         except _UNREADABLE as error:
-            size = source.stat().st_size
+            size = file.seek(0, os.SEEK_END)
             raise RunFileError(
-                f"{source} ({size} bytes) is not a readable run: {error}. Expected a .npz file "
+                f"{name} ({size} bytes) is not a readable run: {error}. Expected a .npz file "
                 "written by Run.save; if it was copied or downloaded, fetch it again"
             ) from error
         raise RunFileError(
-            f"{source} has run format {header['version']}, this eoslib reads up to {_VERSION}; "
+            f"{name} has run format {header['version']}, this eoslib reads up to {_VERSION}; "
             "upgrade eoslib"
         )
 
@@ -283,6 +293,27 @@ class Run:
             provenance=header["provenance"],
             final_point=arrays.get("final_point"),
         )
+
+
+def written_atomically(target: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let ``write`` fill a temporary file beside the target, and rename it when it is whole.
+
+    The folders on the way are made. If writing fails, the target is as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def plain_json(value: Any, where: str) -> Any:

@@ -20,8 +20,9 @@ run has jumped, so that the nearest measurement is much further away than usual.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -103,6 +104,15 @@ class SharpnessTracker:
             raise ValueError("grow_above and max_k belong together; give both or neither")
         if max_k is not None and max_k < k:
             raise ValueError(f"max_k must be at least k = {k}, got {max_k}")
+        self._settings = {
+            "k": k,
+            "rtol": rtol,
+            "cold_every": cold_every,
+            "grow_above": grow_above,
+            "max_k": max_k,
+            "max_products": max_products,
+            "seed": seed,
+        }
         self._objective = objective
         self.k = min(k, objective.num_parameters)
         self.max_k = min(max_k or k, objective.num_parameters)
@@ -170,6 +180,45 @@ class SharpnessTracker:
         """Go on with these runs only, by their index; the others have ended."""
         if self._memories:
             self._memories = [self._memories[run] for run in runs]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was asked of it, plain JSON."""
+        return dict(self._settings)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers and has counted, for a checkpoint; the tensors are shared."""
+        several = isinstance(self.last, list)
+        last = (
+            [] if self.last is None else self.last if isinstance(self.last, list) else [self.last]
+        )
+        return {
+            "k": self.k,
+            "count": self._count,
+            "num_products": self.num_products,
+            "unconverged": self.unconverged,
+            "memories": [[vars(memory) for memory in memories] for memories in self._memories],
+            "last": [vars(result) | {"status": result.status.name} for result in last],
+            "several": several,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the tracker went on whose state this is."""
+        device = self._objective.device
+
+        def result(stored: Mapping[str, Any]) -> EigenResult:
+            placed = {name: stored[name].to(device) for name in ("vectors", "subspace")}
+            return EigenResult(**{**stored, **placed, "status": EigenStatus[stored["status"]]})
+
+        def memory(stored: Mapping[str, Any]) -> _Memory:
+            placed = {name: stored[name].to(device) for name in ("theta", "vectors")}
+            return _Memory(**{**stored, **placed})
+
+        self.k, self._count = state["k"], state["count"]
+        self.num_products, self.unconverged = state["num_products"], state["unconverged"]
+        self._memories = [[memory(one) for one in memories] for memories in state["memories"]]
+        last = [result(one) for one in state["last"]]
+        self.last = last if state["several"] else last[0] if last else None
 
     def _values(self, result: EigenResult) -> Tensor:
         values = torch.full((self.max_k,), torch.nan, dtype=torch.float64)

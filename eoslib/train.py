@@ -12,18 +12,30 @@ descent), while everything that is measured stays a quantity of the full batch.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from eoslib.checkpoint import Checkpoint, digest, moved
 from eoslib.numerics import limited_threads
 from eoslib.objective import Objective
-from eoslib.recorder import Measurement, Recorder, Schedule, Snapshot, StopRule, every
+from eoslib.recorder import (
+    Measurement,
+    Recorder,
+    Schedule,
+    Snapshot,
+    StopRule,
+    every,
+    restore,
+    state_of,
+)
 from eoslib.runs import Outcome, Run
 from eoslib.taylor import TaylorQuadratic
 from eoslib.tracker import SharpnessTracker
@@ -86,6 +98,7 @@ def train(
     report: Callable[[Snapshot], bool | None] | None = None,
     divergence_factor: float = 1e6,
     settings: Mapping[str, Any] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Run:
     """Train from θ (default: the objective's initial point) and return the record.
 
@@ -107,10 +120,14 @@ def train(
         divergence_factor: the run has diverged when its loss is not finite or exceeds this
             multiple of the initial loss. Divergence is an outcome on record, not an error.
         settings: what to add to the run's settings (data set, architecture, seed, …).
+        checkpoint: where to save the state now and then, and to go on from if there is one: the
+            record is then that of a run which was never cut off, to the bit on the same machine,
+            as long as the measurements and stop rules are functions of their arguments. Its
+            provenance says where it was resumed.
 
     Raises:
-        ValueError: ``num_steps`` is not a positive integer, two measurements share a name, or a
-            measurement's shape changes.
+        ValueError: ``num_steps`` is not a positive integer, two measurements share a name, a
+            measurement's shape changes, or the checkpoint is another training's.
         TypeError: the settings hold something that JSON has no place for.
 
     Cost: one gradient a step plus the measurements; with mini-batches of b of n examples, b/n of a
@@ -129,6 +146,7 @@ def train(
         report=report,
         divergence_factor=divergence_factor,
         settings=settings,
+        checkpoint=checkpoint,
     )
     return run
 
@@ -147,6 +165,7 @@ def train_together(
     report: Callable[[Snapshot], bool | None] | None = None,
     divergence_factor: float = 1e6,
     settings: Mapping[str, Any] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[Run]:
     """Train once with each rule, all from one θ, as one batched computation.
 
@@ -192,6 +211,14 @@ def train_together(
         report,
         divergence_factor,
         num_steps,
+        checkpoint,
+        {
+            "runs": [progress.record.settings for progress in progresses],
+            "start": digest(start),
+            "tracker": tracker.settings,
+            "measurements": names[3:],
+            "divergence_factor": divergence_factor,
+        },
     )
     with limited_threads(objective.num_parameters * objective.num_examples):
         loop.run(progresses)
@@ -230,6 +257,27 @@ class _Progress:
         self.result = self.record.snapshot(Outcome(status, step, message))
         self.result.final_point = self.point.detach().cpu().numpy()
 
+    def state_dict(self) -> dict[str, Any]:
+        if self.result is not None:
+            file = io.BytesIO()
+            self.result.write(file)
+            return {"result": torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)}
+        return {
+            "point": self.point,
+            "state": self.state,
+            "loss": self.loss,
+            "limit": self.limit,
+            "record": self.record.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        if "result" in state:
+            self.result = Run.read(io.BytesIO(state["result"].numpy().tobytes()))
+            return
+        self.point, self.state = moved([state["point"], state["state"]], self.point.device)
+        self.loss, self.limit = state["loss"], state["limit"]
+        self.record.load_state_dict(state["record"], step)
+
 
 @dataclass(frozen=True)
 class _Loop:
@@ -242,9 +290,15 @@ class _Loop:
     report: Callable[[Snapshot], bool | None] | None
     divergence_factor: float
     num_steps: int
+    checkpoint: Checkpoint | None
+    identity: Mapping[str, Any]
 
-    def run(self, active: list[_Progress]) -> None:
-        for step in range(self.num_steps + 1):
+    def run(self, progresses: list[_Progress]) -> None:
+        first = self._resume(progresses)
+        active = [progress for progress in progresses if progress.result is None]
+        for step in range(first, self.num_steps + 1):
+            if self.checkpoint is not None:
+                self.checkpoint.offer(self.identity, partial(self._state, step, progresses))
             active, gradients = self._evaluate(step, active)
             for progress in active:
                 self._measure(step, progress)
@@ -260,6 +314,29 @@ class _Loop:
             active = self._keep(active, going)
             if not active:
                 return
+
+    def _state(self, step: int, progresses: list[_Progress]) -> dict[str, Any]:
+        """Everything that the steps from this one on depend on."""
+        return {
+            "step": step,
+            "runs": [progress.state_dict() for progress in progresses],
+            "tracker": self.tracker.state_dict(),
+            "measurements": state_of(self.measurements),
+        }
+
+    def _resume(self, progresses: list[_Progress]) -> int:
+        """Go back to the checkpoint, if there is one; the step to begin with."""
+        state = None if self.checkpoint is None else self.checkpoint.load(self.identity)
+        if state is None:
+            return 0
+        step: int = state["step"]
+        for progress, stored in zip(progresses, state["runs"], strict=True):
+            progress.load_state_dict(stored, step)
+        self.tracker.load_state_dict(state["tracker"])
+        restore(self.measurements, state["measurements"])
+        if self.batch_gradients is not None:  # those of the steps done
+            next(islice(self.batch_gradients, step, step), None)
+        return step
 
     def _evaluate(self, step: int, active: list[_Progress]) -> tuple[list[_Progress], list[Tensor]]:
         """The runs that have not diverged, and their gradients; records loss and sharpness."""

@@ -1,0 +1,183 @@
+"""Checkpoints: what a training run needs to go on after it was cut off.
+
+A checkpoint holds the state at the beginning of a step: the point and the optimizer's state, what
+the sharpness tracker remembers, the series so far. A run that goes on from it repeats, on the same
+machine and versions, the bits that it would have had. (So tensors are stored with their strides:
+a product with a transposed matrix may round otherwise.)
+
+It is written beside its target and then renamed, so that a kill at any moment leaves the old one or
+the new one. It is a file of `torch.save`, read with ``weights_only=True``: tensors, numbers, text,
+lists and dictionaries, and nothing that would be executed. It also holds the *identity* of its
+training, the settings that determine it, and no other training goes on from it.
+
+    checkpoint = Checkpoint("run.checkpoint")
+    with checkpoint.saving_on_signals():  # Ctrl-C ends the run after its next step, saved
+        run = train(objective, rule, num_steps=100_000, checkpoint=checkpoint)
+    run.save("run.npz")
+    checkpoint.remove()
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eoslib.runs import written_atomically
+
+__all__ = ["Checkpoint", "CheckpointError"]
+
+_FORMAT = "eoslib-checkpoint"
+_VERSION = 1
+#: Saving takes at most this share of the time.
+_SHARE = 0.05
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is not readable, or belongs to another training."""
+
+
+class Checkpoint:
+    """A file that one training run saves its state to, and goes on from.
+
+    Attributes:
+        path: the file.
+        interval: seconds from one save to the next; more, where saving would take more than a
+            twentieth of the time.
+        stop_requested: whether the run is to save at the beginning of its next step, and end.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, interval: float = 60.0) -> None:
+        """Name the file, which need not exist.
+
+        Raises:
+            ValueError: the interval is negative or no number.
+        """
+        if not interval >= 0:
+            raise ValueError(f"interval is a number of seconds, at least 0, got {interval!r}")
+        self.path = Path(path)
+        self.interval = interval
+        self.stop_requested = False
+        self._next = time.monotonic() + interval
+
+    def load(self, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The state saved, tensors on the CPU; ``None`` if there is no file.
+
+        Args:
+            identity: settings that determine the training, plain JSON.
+
+        Raises:
+            CheckpointError: the file is not readable, or of another training; the message says
+                which settings differ.
+        """
+        try:
+            stored = torch.load(self.path, map_location="cpu", weights_only=True)
+            if stored["format"] != _FORMAT or stored["version"] != _VERSION:
+                raise ValueError(f"format {stored['format']} {stored['version']}")
+            was, state = stored["identity"], stored["state"]
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # torch.load raises what the damaged bytes lead it to
+            raise CheckpointError(
+                f"{self.path} is not a readable checkpoint of this eoslib "
+                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+                "remove it to begin again"
+            ) from error
+        if was != identity:
+            raise CheckpointError(
+                f"{self.path} belongs to another training ({_difference(was, identity)}); "
+                "choose another file, or remove it to begin again"
+            )
+        return dict(state)
+
+    def offer(self, identity: Mapping[str, Any], state: Callable[[], Mapping[str, Any]]) -> None:
+        """Called at the beginning of every step: save the state if it is time to.
+
+        Raises:
+            KeyboardInterrupt: a stop was requested; the state is saved.
+        """
+        if not self.stop_requested and time.monotonic() < self._next:
+            return
+        started = time.monotonic()
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "identity": identity,
+            "state": moved(state(), torch.device("cpu")),
+        }
+        written_atomically(self.path, lambda file: torch.save(content, file))
+        now = time.monotonic()
+        self._next = now + max(self.interval, (now - started) / _SHARE if self.interval else 0)
+        if self.stop_requested:
+            raise KeyboardInterrupt(f"stopped on request; {self.path} holds the state")
+
+    def remove(self) -> None:
+        """Delete the file, if there is one: the run it belongs to is safely stored."""
+        self.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def saving_on_signals(self, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+        """Within, the first SIGINT or SIGTERM requests a stop; a second acts as it always does.
+
+        Outside the main thread, where Python allows no signal handlers, this does nothing.
+
+        Args:
+            note: told, in words for a person, that the signal was heard.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def heard(number: int, frame: FrameType | None) -> None:
+            self.stop_requested = True
+            signal.signal(number, before[signal.Signals(number)])
+            note("stopping: the state is saved at the end of this step; once more stops at once")
+
+        try:
+            for number in before:
+                signal.signal(number, heard)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Copy nested dictionaries and lists with their tensors on a device, strides as they are."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device)
+    if isinstance(value, Mapping):
+        return {key: moved(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(moved(item, device) for item in value)
+    return value
+
+
+def digest(point: Tensor) -> str:
+    """A short hash of the bits of a vector."""
+    return hashlib.sha256(point.detach().cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def _difference(was: Any, asked: Any, where: str = "") -> str:
+    """The first place where two settings differ, in words."""
+    if isinstance(was, dict) and isinstance(asked, dict):
+        for key in sorted(was.keys() | asked.keys(), key=str):
+            if was.get(key, math.nan) != asked.get(key, math.nan):
+                return _difference(was.get(key), asked.get(key), f"{where}.{key}".strip("."))
+    if isinstance(was, list) and isinstance(asked, list) and len(was) == len(asked):
+        for index, (old, new) in enumerate(zip(was, asked, strict=True)):
+            if old != new:
+                return _difference(old, new, f"{where}[{index}]")
+    return f"{where} was {was!r}, now {asked!r}"

@@ -1,0 +1,323 @@
+"""A run that is cut off, killed even, goes on to the record that it would have had."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eoslib import (
+    GradientDescent,
+    Measurement,
+    Minibatches,
+    Nesterov,
+    Objective,
+    Polyak,
+    Run,
+    SharpnessTracker,
+    TaylorQuadratic,
+    build,
+    chebyshev,
+    digits,
+    every,
+    gradient_flow,
+    train,
+    train_together,
+)
+from eoslib.checkpoint import Checkpoint, CheckpointError
+from eoslib.update_rules import StepSizeChanges
+
+STEPS = 60
+
+
+class CutOff(Exception):
+    pass
+
+
+def cut_at(step):
+    def report(now):
+        if now.step == step:
+            raise CutOff
+
+    return report
+
+
+def objective(**options):
+    data = digits(40)
+    return Objective.from_dataset(build("fc-tanh", 64, 10, widths=(8,), seed=1), data, **options)
+
+
+def small(**options):
+    data = chebyshev(3, 10)
+    return Objective.from_dataset(build("fc-tanh", 1, 1, widths=(6,), seed=2), data, **options)
+
+
+class Remembers:
+    """A measurement with a memory: how often it was called, and where first."""
+
+    def __init__(self):
+        self.count, self.first = 0, None
+
+    def __call__(self, theta):
+        self.count += 1
+        self.first = theta.clone() if self.first is None else self.first
+        return torch.tensor([self.count, float((theta - self.first).norm())])
+
+    def state_dict(self):
+        return {"count": self.count, "first": self.first}
+
+    def load_state_dict(self, state):
+        self.count, self.first = state["count"], state["first"]
+
+
+def assert_same_record(run: Run, other: Run) -> None:
+    assert run.settings == other.settings
+    assert run.outcome == other.outcome
+    assert run.series.keys() == other.series.keys()
+    for name in run.series:
+        np.testing.assert_array_equal(run[name].steps, other[name].steps, err_msg=name)
+        np.testing.assert_array_equal(run[name].values, other[name].values, err_msg=name)
+    assert run.final_point.tobytes() == other.final_point.tobytes()
+    for name in ("num_gradients", "num_products", "unconverged_measurements", "runs_together"):
+        assert run.provenance[name] == pytest.approx(other.provenance[name]), name
+
+
+def one(rule, make=objective, **options):
+    def follow(checkpoint=None, report=None):
+        task = make()
+        return [train(task, rule, num_steps=STEPS, checkpoint=checkpoint, report=report, **options)]
+
+    return follow
+
+
+def eigenvalues_and_more(checkpoint=None, report=None):
+    task = objective(loss="cross_entropy", chunk_size=15)
+    tracker = SharpnessTracker(task, 2, cold_every=4, grow_above=1e-3, max_k=3)
+    memory = Measurement("memory", Remembers(), every(7))
+    run = train(
+        task,
+        GradientDescent(2.0),
+        num_steps=STEPS,
+        sharpness=tracker,
+        sharpness_schedule=every(3),
+        measurements=[memory],
+        checkpoint=checkpoint,
+        report=report,
+    )
+    # The tracker itself is as if nothing had happened, its counters included.
+    run.settings["tracker"] = [tracker.k, tracker.num_products, tracker.unconverged]
+    run.settings["last"] = tracker.last.values.tolist()
+    return [run]
+
+
+def several(checkpoint=None, report=None):
+    """One diverges early, so that the others' rows move up in the tracker's memory."""
+    task = small(dtype="float64")
+    rules = [Polyak(500.0, 0.5), Polyak(0.05, 0.5), GradientDescent(0.2)]
+    return train_together(task, rules, num_steps=STEPS, checkpoint=checkpoint, report=report)
+
+
+def flow(checkpoint=None, report=None):
+    return [
+        gradient_flow(
+            small(dtype="float64"),
+            duration=STEPS / 10,
+            tick=0.1,
+            checkpoint=checkpoint,
+            report=report,
+        )
+    ]
+
+
+def quadratic(checkpoint=None, report=None):
+    model = small(dtype="float64")
+    twin = TaylorQuadratic(model, model.initial_point)
+    return [
+        train(twin, GradientDescent(0.05), num_steps=STEPS, checkpoint=checkpoint, report=report)
+    ]
+
+
+CASES = {
+    "gradient descent": one(GradientDescent(0.3)),
+    "polyak": one(Polyak(0.3, 0.9)),
+    "nesterov": one(Nesterov(0.05, 0.9)),
+    "step-size drop": one(StepSizeChanges(Polyak(0.3, 0.5), [(20, 0.1), (45, 0.2)])),
+    "float64": one(GradientDescent(0.3), make=lambda: objective(dtype="float64")),
+    "mini-batches": one(GradientDescent(0.1), batches=Minibatches(7, seed=3)),
+    "several eigenvalues": eigenvalues_and_more,
+    "several runs": several,
+    "gradient flow": flow,
+    "quadratic model": quadratic,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("step", [1, 37])
+def test_a_run_cut_off_goes_on_to_the_same_bits(name, step, tmp_path):
+    follow = CASES[name]
+    whole = follow()
+    assert any(run.outcome.step > step for run in whole)
+    path = tmp_path / "run.checkpoint"
+    with pytest.raises(CutOff):  # saved at the beginning of every step
+        follow(Checkpoint(path, interval=0), cut_at(step))
+    resumed = follow(Checkpoint(path))
+    for run, reference in zip(resumed, whole, strict=True):
+        assert_same_record(run, reference)
+        if reference.outcome.step > step:
+            assert [at["step"] for at in run.provenance["resumed"]] == [step]
+    assert "resumed" not in whole[-1].provenance
+
+
+def test_resuming_twice_is_on_record_twice(tmp_path):
+    follow, path = CASES["polyak"], tmp_path / "run.checkpoint"
+    for step in (10, 20):
+        with pytest.raises(CutOff):
+            follow(Checkpoint(path, interval=0), cut_at(step))
+    (run,) = follow(Checkpoint(path))
+    assert [at["step"] for at in run.provenance["resumed"]] == [10, 20]
+    assert_same_record(run, follow()[0])
+
+
+def test_without_the_trackers_memory_it_would_not_be_the_same(tmp_path, monkeypatch):
+    """The test above can fail: what is measured depends on where the search starts."""
+    follow, path = CASES["gradient descent"], tmp_path / "run.checkpoint"
+    with pytest.raises(CutOff):
+        follow(Checkpoint(path, interval=0), cut_at(37))
+    monkeypatch.setattr(SharpnessTracker, "load_state_dict", lambda self, state: None)
+    (run,), (whole,) = follow(Checkpoint(path)), follow()
+    assert not np.array_equal(run["sharpness"].values, whole["sharpness"].values)
+
+
+def test_a_checkpoint_belongs_to_one_training(tmp_path):
+    path = tmp_path / "run.checkpoint"
+    with pytest.raises(CutOff):
+        CASES["polyak"](Checkpoint(path, interval=0), cut_at(5))
+    before = path.read_bytes()
+    with pytest.raises(
+        CheckpointError, match=r"another training \(runs\[0\]\.lr was 0\.3, now 0\.4"
+    ):
+        one(Polyak(0.4, 0.9))(Checkpoint(path))
+    with pytest.raises(CheckpointError, match=r"start was '\w+', now"):
+        one(Polyak(0.3, 0.9), theta=torch.zeros(610))(Checkpoint(path))
+    with pytest.raises(CheckpointError, match=r"tracker\.rtol was 0\.001, now 0\.1"):
+        task = objective()
+        tracker = SharpnessTracker(task, rtol=0.1)
+        train(
+            task, Polyak(0.3, 0.9), num_steps=STEPS, sharpness=tracker, checkpoint=Checkpoint(path)
+        )
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", "half"])
+def test_a_damaged_checkpoint_is_said_to_be_one(content, tmp_path):
+    path = tmp_path / "run.checkpoint"
+    with pytest.raises(CutOff):
+        CASES["polyak"](Checkpoint(path, interval=0), cut_at(5))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    with pytest.raises(CheckpointError, match=r"not a readable checkpoint.*remove it"):
+        CASES["polyak"](Checkpoint(path))
+
+
+def test_a_checkpoint_executes_nothing(tmp_path):
+    path = tmp_path / "run.checkpoint"
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"format": "eoslib-checkpoint", "version": 1, "state": Evil()}, path)
+    with pytest.raises(CheckpointError):
+        Checkpoint(path).load({})
+    assert not (tmp_path / "executed").exists()
+
+
+def test_it_is_saved_after_the_interval_and_not_before(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    checkpoint = Checkpoint(tmp_path / "c", interval=60)
+    saved = []
+
+    def offer(seconds):
+        clock[0] = 100.0 + seconds
+        checkpoint.offer({}, lambda: saved.append(seconds) or {})
+
+    for seconds in (0, 59, 60, 61, 119, 121):
+        offer(seconds)
+    assert saved == [60, 121]
+    with pytest.raises(ValueError, match="at least 0"):
+        Checkpoint(tmp_path / "c", interval=-1)
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    checkpoint = Checkpoint(tmp_path / "c", interval=0)
+    checkpoint.offer({"a": 1}, lambda: {"step": 1})
+
+    def break_half_way(content, file):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", break_half_way)
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.offer({"a": 1}, lambda: {"step": 2})
+    assert checkpoint.load({"a": 1}) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends_the_run(number, tmp_path):
+    checkpoint, told, before = Checkpoint(tmp_path / "c"), [], signal.getsignal(number)
+    last = []
+
+    def report(now):
+        last.append(now.step)
+        if now.step == 12:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt), checkpoint.saving_on_signals(told.append):
+        CASES["polyak"](checkpoint, report)
+    assert last[-1] == 12
+    assert "saved at the end of this step" in told[0]
+    assert signal.getsignal(number) is before
+    assert_same_record(CASES["polyak"](Checkpoint(tmp_path / "c"))[0], CASES["polyak"]()[0])
+
+
+KILLED = """
+import sys
+from eoslib.checkpoint import Checkpoint
+from tests.test_checkpoint import CASES
+def report(now):
+    print(now.step, flush=True)
+    if now.step == {step}:
+        sys.stdin.read()  # wait here to be killed
+CASES[{name!r}](Checkpoint({path!r}, interval=0), report)
+"""
+
+
+@pytest.mark.parametrize("name", ["several eigenvalues", "several runs"])
+def test_a_killed_process_goes_on_to_the_same_bits(name, tmp_path):
+    path = tmp_path / "run.checkpoint"
+    code = KILLED.format(name=name, path=str(path), step=23)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        for line in process.stdout:
+            if line.strip() == "23":
+                break
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    for run, reference in zip(CASES[name](Checkpoint(path)), CASES[name](), strict=True):
+        assert_same_record(run, reference)
