@@ -7,6 +7,7 @@ objective is a function of a flat parameter vector; optimizers and eigensolvers 
 __version__ = "0.1.0"
 
 from eoslib.architectures import build, build_for
+from eoslib.checkpoint import Checkpoint, CheckpointError
 from eoslib.data import Dataset, chebyshev, digits, load_dataset
 from eoslib.eigen import (
     EigenResult,
@@ -17,6 +18,7 @@ from eoslib.eigen import (
     power_iteration,
     scipy_eigsh,
 )
+from eoslib.experiment import Experiment, run_experiment, run_together, sweep
 from eoslib.flows import RandomProjection, gradient_flow
 from eoslib.linops import SymmetricOperator
 from eoslib.losses import Loss, cross_entropy, square_loss
@@ -43,13 +45,17 @@ from eoslib.spectrum import spectral_density
 from eoslib.taylor import TaylorQuadratic
 from eoslib.tracker import SharpnessTracker
 from eoslib.train import Minibatches, train, train_together
-from eoslib.update_rules import GradientDescent, Nesterov, Polyak
+from eoslib.update_rules import GradientDescent, InverseSharpness, Nesterov, Polyak, StepSizeChanges
 
 __all__ = [
+    "Checkpoint",
+    "CheckpointError",
     "Dataset",
     "EigenResult",
     "EigenStatus",
+    "Experiment",
     "GradientDescent",
+    "InverseSharpness",
     "Loss",
     "Measurement",
     "Minibatches",
@@ -63,6 +69,7 @@ __all__ = [
     "Series",
     "SharpnessTracker",
     "Snapshot",
+    "StepSizeChanges",
     "SymmetricOperator",
     "TaylorQuadratic",
     "UnconvergedError",
@@ -90,6 +97,9 @@ __all__ = [
     "lanczos_together",
     "power_iteration",
     "scipy_eigsh",
+    "run_experiment",
+    "run_together",
+    "sweep",
     "train",
     "train_together",
 ]

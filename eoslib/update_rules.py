@@ -12,13 +12,25 @@ at z = 2 + 2β (Polyak) and at z = (2 + 2β)/(1 + 2β) (Nesterov).
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["GradientDescent", "Nesterov", "Polyak", "UpdateRule"]
+if TYPE_CHECKING:
+    from eoslib.tracker import SharpnessTracker
+
+__all__ = [
+    "GradientDescent",
+    "InverseSharpness",
+    "Nesterov",
+    "Polyak",
+    "StepSizeChanges",
+    "UpdateRule",
+]
 
 
 class UpdateRule(Protocol):
@@ -33,7 +45,7 @@ class UpdateRule(Protocol):
         """Step size η."""
 
     @property
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, Any]:
         """Its numbers, ``lr`` among them, for the run record."""
 
     @property
@@ -182,3 +194,101 @@ class Nesterov(_Momentum):
         """The next point and velocity."""
         velocity = state.mul(self.beta).add_(gradient)
         return theta.sub(gradient.add(velocity, alpha=self.beta), alpha=self.lr), velocity
+
+
+class StepSizeChanges:
+    """Another rule whose step size changes at given steps.
+
+    Attributes:
+        rule: the rule before the first change.
+        changes: pairs (t, η), t increasing: from the update of θ_t on, the step size is η.
+
+    ``lr`` and ``threshold`` are those before the first change.
+
+    Raises:
+        ValueError: the steps do not increase, or a step size is not a finite number above zero.
+    """
+
+    def __init__(
+        self, rule: GradientDescent | Polyak | Nesterov, changes: Sequence[tuple[int, float]]
+    ) -> None:
+        """Make a rule for every stretch between two changes."""
+        self.rule = rule
+        self.changes = [(int(step), float(lr)) for step, lr in changes]
+        steps = [-1, *(step for step, _ in self.changes)]
+        if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+            raise ValueError(f"the steps of step-size changes must increase, got {steps[1:]}")
+        self._rules = [rule, *(replace(rule, lr=lr) for _, lr in self.changes)]
+
+    @property
+    def name(self) -> str:
+        """That of the rule."""
+        return self.rule.name
+
+    @property
+    def lr(self) -> float:
+        """The first step size."""
+        return self.rule.lr
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the rule, and the changes."""
+        return {**self.rule.settings, "lr_changes": [list(change) for change in self.changes]}
+
+    @property
+    def threshold(self) -> float:
+        """That of the first step size."""
+        return self.rule.threshold
+
+    def init(self, theta: Tensor) -> tuple[int, Any]:
+        """No step done, and the rule's own state."""
+        return 0, self.rule.init(theta)
+
+    def step(self, theta: Tensor, gradient: Tensor, state: tuple[int, Any]) -> tuple[Tensor, Any]:
+        """The next point, with the step size of the time."""
+        count, inner = state
+        rule = self._rules[sum(step <= count for step, _ in self.changes)]
+        point, inner = rule.step(theta, gradient, inner)
+        return point, (count + 1, inner)
+
+
+class InverseSharpness:
+    """Gradient descent with η = 1/λ₁, the sharpness last measured; half the threshold at all times.
+
+    Attributes:
+        tracker: whose last measurement counts: that of the training loop, which measures at every
+            step if the rule is to be followed to the letter.
+
+    It has no step size of its own: ``lr`` is NaN, and so is ``threshold``, which is 2λ₁ throughout.
+    """
+
+    name = "inverse-sharpness"
+    lr = math.nan
+    threshold = math.nan
+
+    def __init__(self, tracker: SharpnessTracker) -> None:
+        """Follow a tracker."""
+        self.tracker = tracker
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """A step size of NaN."""
+        return {"lr": self.lr}
+
+    def init(self, theta: Tensor) -> None:
+        """It has no state but the tracker's."""
+
+    def step(self, theta: Tensor, gradient: Tensor, state: None) -> tuple[Tensor, None]:
+        """θ − ∇L(θ)/λ₁.
+
+        Raises:
+            ValueError: nothing was measured, several runs share the tracker, or the sharpness is
+                not positive.
+        """
+        last = self.tracker.last
+        if last is None or isinstance(last, list):
+            raise ValueError("the rule η = 1/λ₁ needs a tracker of one run that has measured")
+        sharpness = float(last.values[0])
+        if not sharpness > 0:
+            raise ValueError(f"the rule η = 1/λ₁ has no step size at a sharpness of {sharpness:g}")
+        return theta.sub(gradient, alpha=1 / sharpness), None

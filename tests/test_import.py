@@ -19,12 +19,14 @@ LAYERS = [
     ["losses", "data", "convolutional", "transformer"],
     ["architectures"],
     ["functional_model", "eigen", "update_rules", "runs"],
-    ["objective"],
+    ["objective", "checkpoint"],
     ["taylor", "tracker", "spectrum", "one_step", "distributed"],
     ["recorder", "measure"],
     ["train", "flows"],
-    ["plotting"],
-    ["widgets"],
+    ["plotting", "quantities"],
+    ["experiment"],
+    ["recipes", "store"],
+    ["widgets", "__main__"],
 ]
 
 

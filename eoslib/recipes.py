@@ -1,0 +1,592 @@
+"""The experiments of Cohen et al. (2021) as named recipes.
+
+A recipe is what to run, what of the paper it re-creates, which of its settings are ours, which of
+the book's claims it feeds, and how long it takes. `python -m eoslib reproduce --list` shows them,
+`python -m eoslib reproduce NAME` runs one.
+
+**Step sizes.** But for 2/η = 600 (figure 3) and 2/η = 200 (the authors' demonstration), the paper's
+lists were not available to us. Ours follow a rule: gradient flow is run first, to the same goal;
+with λ₀ the sharpness at its start and λ_max the largest along it, four thresholds 2/η lie evenly on
+a logarithmic scale from 1.2 λ₀ to 0.8 λ_max, and a fifth, 1.25 λ_max, is one that the sharpness
+should not reach (`step_sizes_of`). Where the flow costs too much, the list is fixed, and the
+recipe's notes say so.
+
+**CIFAR-10** is standardised pixel by pixel, as in the authors' code; by channel it is another task,
+which ``--dataset cifar10-5k-per_channel`` takes.
+
+**Times** are estimates unless marked as measured: the operations of all gradients and products,
+divided by a rate (`Recipe.seconds`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from eoslib._names import look_up
+from eoslib.experiment import Experiment
+from eoslib.runs import Run
+
+__all__ = ["IN_THE_BOOK", "RATES", "RECIPES", "Recipe", "get_recipe", "step_sizes_of"]
+
+#: Floating-point operations a second, float32, that estimates count on. CPU: one core of an
+#: ordinary machine. GPU: one for data centres, without TF32: a quarter of its nominal 60e12.
+RATES = {"cpu": 3e10, "gpu": 1.5e13}
+#: Seconds that no gradient undercuts, however small the network.
+_OVERHEAD = {"cpu": 3e-4, "gpu": 5e-4}
+#: Products that a measurement of one eigenvalue takes, and the sharpness of a flow: assumptions of
+#: the estimates.
+_PRODUCTS, _FLOW_SHARPNESS = 6, 300.0
+#: Gradients that one measurement of a quantity takes, at its default options: assumptions as well.
+_QUANTITY_GRADIENTS = {
+    "accuracy": 1 / 3,
+    "between": 200,
+    "effective": 11,
+    "gauss-newton": 60,
+    "output-curvature": 1 / 3,
+    "taylor": 100,
+    "expected-change": 35,
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a gradient costs, for estimates.
+
+    Attributes:
+        operations: multiply-adds of a forward pass over one example.
+        examples: how many examples the data set has.
+    """
+
+    operations: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment of the paper, to be run.
+
+    Attributes:
+        name: for the command line.
+        title: what it is, in a line.
+        paper: where it is in the paper, as far as we know.
+        claims: the entries of the book's ledger of claims that it feeds.
+        experiments: what to run, all known beforehand.
+        by_rule: what to run at the step sizes that follow from the first experiment, a gradient
+            flow; its own step size is a place holder.
+        notes: which settings are ours, and what differs from the paper.
+        size: of the task, for the estimate of the time.
+        measured: seconds by kind of machine, where they were measured.
+    """
+
+    name: str
+    title: str
+    paper: str
+    claims: tuple[str, ...]
+    experiments: tuple[Experiment, ...]
+    size: Size
+    notes: str
+    by_rule: Experiment | None = None
+    measured: Mapping[str, float] | None = None
+
+    def following(self, flow: Run, step_sizes: Sequence[float] | None = None) -> list[Experiment]:
+        """The experiments at the step sizes that follow from the flow; none without a rule.
+
+        Other step sizes may be given in their place. The experiments get as many steps as it takes
+        at the smallest one to cover one and a half times the time of the flow, rounded up to two
+        digits.
+
+        Raises:
+            ValueError: the sharpness did not grow enough along the flow to choose from.
+        """
+        if self.by_rule is None:
+            return []
+        sizes = list(step_sizes or step_sizes_of(flow))
+        time = flow.outcome.step * flow.time_per_step
+        steps = _two_digits_up(1.5 * time / min(sizes))
+        return [replace(self.by_rule, lr=lr, num_steps=steps) for lr in sizes]
+
+    def seconds(self, kind: str) -> tuple[float, str]:
+        """How long it takes on a ``"cpu"`` core or a ``"gpu"``, and how that is known.
+
+        The estimate counts two operations for a multiply-add, three forward passes for a gradient,
+        two gradients for a product and six products for a measured eigenvalue; every run goes to
+        its last step, runs computed together are counted one by one, and a step with mini-batches
+        counts as a full gradient. Gradient flow is taken to have a sharpness of 300. Expect the
+        order of magnitude.
+        """
+        if self.measured is not None and kind in self.measured:
+            return self.measured[kind], "measured"
+        planned = [*self.experiments, *([] if self.by_rule is None else 5 * [self.by_rule])]
+        one = max(6 * self.size.operations * self.size.examples / RATES[kind], _OVERHEAD[kind])
+        return one * sum(_gradients(experiment) for experiment in planned), "estimate"
+
+
+def _gradients(experiment: Experiment) -> float:
+    """Gradients that a run takes to its last step."""
+    for_quantities = sum(
+        _QUANTITY_GRADIENTS.get(name, 0) * experiment.num_steps / float(options["every"])
+        for name, options in experiment.quantities.items()
+    )
+    return _training_gradients(experiment) + for_quantities
+
+
+def _training_gradients(experiment: Experiment) -> float:
+    products: float = 2 * _PRODUCTS * experiment.eigenvalues
+    if experiment.tick is not None:
+        steps = experiment.num_steps * max(1.0, experiment.tick * _FLOW_SHARPNESS)
+        return 4 * steps + products * experiment.num_steps
+    return experiment.num_steps * (1 + products / experiment.sharpness_every)
+
+
+def step_sizes_of(flow: Run, count: int = 4) -> list[float]:
+    """Step sizes by the rule of this module, from a run of gradient flow; descending.
+
+    Args:
+        flow: the run.
+        count: how many thresholds the sharpness is to reach; one more it is not.
+
+    Raises:
+        ValueError: the sharpness grew by less than half along the flow, so that there is no room
+            between 1.2 λ₀ and 0.8 λ_max.
+    """
+    values = flow.sharpness.values
+    low, high = (1.2 * values[0], 0.8 * values.max()) if len(values) else (0.0, 0.0)
+    if not 0 < low < high:
+        raise ValueError(
+            f"no room for step sizes between 1.2 λ₀ = {low:.3g} and 0.8 λ_max = {high:.3g} along "
+            "gradient flow; name step sizes with --lr"
+        )
+    thresholds = [*np.geomspace(low, high, count), 1.25 * values.max()]
+    return [2 / float(f"{threshold:.2g}") for threshold in thresholds]
+
+
+def _two_digits_up(value: float) -> int:
+    unit: int = 10 ** max(0, math.floor(math.log10(value)) - 1)
+    return math.ceil(value / unit) * unit
+
+
+# -- the recipes --------------------------------------------------------------------------------
+
+_RULE = "Step sizes chosen by us (the rule above); the paper's list was not available."
+_FC, _CNN = Size(656_400, 5_000), Size(3.27e6, 5_000)
+_STANDARD: dict[str, Any] = {
+    "dataset": "cifar10-5k-per_pixel",
+    "architecture": "fc-tanh",
+    "accuracy_goal": 0.99,
+}
+_LOSSES = {"square": "square", "cross-entropy": "cross_entropy"}
+
+
+def _flow(num_ticks: int = 1200, **settings: Any) -> Experiment:
+    # A tick is as long as a checkpoint must wait, and so short that Ctrl-C is heard.
+    return Experiment(**settings, optimizer="flow", tick=0.25, num_steps=num_ticks)
+
+
+def _gd(num_steps: int, lr: float = 0.01, **settings: Any) -> Experiment:
+    return Experiment(**{"sharpness_every": 25, **settings, "lr": lr, "num_steps": num_steps})
+
+
+def _figures() -> list[Recipe]:
+    """The figures of the main text."""
+    recipes = []
+    for short, loss in _LOSSES.items():
+        task: dict[str, Any] = {**_STANDARD, "loss": loss}
+        accuracy: dict[str, Any] = {"quantities": {"accuracy": {"every": 25}}}
+        recipes += [
+            Recipe(
+                f"fig3-{short}",
+                "progressive sharpening at a step size far below the edge",
+                "figure 3",
+                ("C1", "C11") if short == "square" else ("C1", "C12"),
+                (_gd(40_000, 2 / 600, **task, **accuracy),),
+                _FC,
+                "2/η = 600 is the paper's"
+                + ("." if short == "square" else " for the square loss."),
+            ),
+            Recipe(
+                f"fig5-{short}",
+                "entering the edge at many step sizes",
+                "figures 1 and 5",
+                ("C5", "C6", "C7", "C8", "C9", "C30"),
+                (_flow(**task),),
+                _FC,
+                _RULE,
+                by_rule=_gd(30_000, **task),
+            ),
+        ]
+    recipes.append(
+        Recipe(
+            "fig4",
+            "crossing the edge: the swing along the top eigenvector",
+            "figure 4",
+            ("C4", "C5"),
+            (
+                _gd(
+                    4_000,
+                    **{**_STANDARD, "accuracy_goal": None},
+                    quantities={"top-direction": {"every": 1}},
+                    sharpness_every=1,
+                ),
+            ),
+            _FC,
+            "2/η = 200 is that of the authors' demonstration.",
+        )
+    )
+    return recipes
+
+
+def _networks() -> list[Recipe]:
+    """Eleven networks and two losses."""
+    recipes = []
+    names = [f"fc-{a}" for a in ("tanh", "relu", "elu", "softplus", "hardtanh")]
+    names += [f"cnn-{pool}{a}" for pool in ("", "avgpool-") for a in ("tanh", "relu", "elu")]
+    for name in names:
+        for short, loss in _LOSSES.items():
+            task: dict[str, Any] = {**_STANDARD, "architecture": name, "loss": loss}
+            kept: dict[str, Any] = {"quantities": {"projection": {"every": 250}}}
+            recipes.append(
+                Recipe(
+                    f"vary-{name}-{short}",
+                    f"{name} on 5,000 images, {short}",
+                    "appendix J",
+                    ("C10", "C17", "C18"),
+                    (_flow(**task, quantities={"projection": {"every": 5}}),),
+                    _FC if name.startswith("fc-") else _CNN,
+                    _RULE + " Distances to the flow by projections to 100 dimensions, ours.",
+                    by_rule=_gd(30_000, **task, **kept),
+                )
+            )
+    return recipes
+
+
+def _normalised() -> list[Recipe]:
+    """Networks with batch normalisation."""
+    recipes = []
+    for activation in ("tanh", "relu", "elu"):
+        for short, loss in _LOSSES.items():
+            task: dict[str, Any] = {
+                **_STANDARD,
+                "architecture": f"cnn-bn-{activation}",
+                "loss": loss,
+                "batch_norm": "ghost",
+                "chunk_size": 1000,
+            }
+            looks: dict[str, Any] = {"between": {"every": 100}, "effective": {"every": 100}}
+            recipes.append(
+                Recipe(
+                    f"batch-norm-{activation}-{short}",
+                    f"batch normalisation, {activation}, {short}: also between the iterates",
+                    "appendix on batch normalisation",
+                    ("C22", "C23"),
+                    tuple(_gd(10_000, 2 / t, **task, quantities=looks) for t in (20, 60, 200)),
+                    _CNN,
+                    "Step sizes chosen by us, without a flow. Ghost batches of 1,000.",
+                )
+            )
+    return recipes
+
+
+def _standard() -> list[Recipe]:
+    """Standard networks on all images."""
+    recipes = []
+    sizes = {"vgg11": 1.53e8, "vgg11-bn": 1.53e8, "resnet32": 6.9e7}
+    for name, operations in sizes.items():
+        for short, loss in _LOSSES.items():
+            task: dict[str, Any] = {
+                **_STANDARD,
+                "dataset": "cifar10-per_pixel",
+                "architecture": name,
+                "loss": loss,
+                "batch_norm": None if name == "vgg11" else "ghost",
+                "chunk_size": 1000,
+                "sharpness_examples": 5000,
+                "sharpness_every": 50,
+            }
+            recipes.append(
+                Recipe(
+                    f"standard-{name}-{short}",
+                    f"{name} on all of CIFAR-10, {short}",
+                    "figure 1 and the appendix on standard networks",
+                    ("C19", "C30"),
+                    tuple(_gd(10_000, 2 / t, **task) for t in (20, 50, 80, 110)),
+                    Size(operations, 50_000),
+                    "2/η = 20, 50, 80, 110 are in a legend of figure 1, we cannot say of which "
+                    "panel; their use here is our choice. Sharpness on the first 5,000 images.",
+                )
+            )
+    return recipes
+
+
+def _sharpening() -> list[Recipe]:
+    """What progressive sharpening depends on."""
+    accurate: dict[str, Any] = {**_STANDARD}
+    widths = (64, 128, 256, 512, 1024, 2048)
+    recipes = [
+        Recipe(
+            "width",
+            "gradient flow of networks of several widths",
+            "appendix B",
+            ("C14",),
+            tuple(_flow(**accurate, architecture_options={"widths": [w, w]}) for w in widths),
+            Size(3e6, 5_000),
+            "Widths chosen by us; PyTorch's parametrisation only, not the NTK's.",
+        ),
+        Recipe(
+            "depth",
+            "gradient flow of networks of one to four hidden layers",
+            "appendix B",
+            ("C15",),
+            tuple(
+                _flow(**accurate, architecture_options={"widths": d * [200]}) for d in (1, 2, 3, 4)
+            ),
+            _FC,
+            "Square loss chosen by us.",
+        ),
+        Recipe(
+            "data-size",
+            "gradient flow on the first 1,000 to 20,000 images",
+            "appendix B",
+            ("C16",),
+            tuple(
+                _flow(
+                    **{**accurate, "dataset": f"cifar10-{n}k-per_pixel"},
+                    sharpness_examples=None if n <= 5 else 5000,
+                )
+                for n in (1, 2, 5, 10, 20)
+            ),
+            Size(656_400, 7_600),
+            "Square loss chosen by us. Sharpness on the first 5,000 images, as the authors did.",
+        ),
+        Recipe(
+            "late-cross-entropy",
+            "why the sharpness falls at the end under cross-entropy",
+            "appendix C",
+            ("C12", "C13"),
+            (
+                _gd(
+                    60_000,
+                    2 / 600,
+                    **{**_STANDARD, "loss": "cross_entropy", "accuracy_goal": None},
+                    quantities={
+                        "accuracy": {"every": 100},
+                        "gauss-newton": {"every": 500},
+                        "output-curvature": {"every": 100},
+                    },
+                ),
+            ),
+            _FC,
+            "2/η = 600 is the paper's for the square loss; the number of steps is ours.",
+        ),
+    ]
+    return recipes
+
+
+def _methods() -> list[Recipe]:
+    """Other questions to the standard task."""
+    task: dict[str, Any] = {**_STANDARD}
+    endless: dict[str, Any] = {**task, "accuracy_goal": None}
+    drop = 2 / 300
+    recipes = [
+        Recipe(
+            "taylor",
+            "the quadratic model before the edge and at it",
+            "appendix D",
+            ("C28",),
+            (_gd(6_000, **endless, quantities={"taylor": {"every": 500, "num_steps": 50}}),),
+            _FC,
+            "2/η = 200; where to switch is our choice.",
+        ),
+        Recipe(
+            "inverse-sharpness",
+            "η = 1/λ at every step, and η = 1/λ₀",
+            "appendix E",
+            ("C29",),
+            tuple(
+                Experiment(
+                    **{**task, "loss": loss},
+                    optimizer=optimizer,
+                    lr=lr,
+                    num_steps=20_000,
+                    sharpness_every=every,
+                )
+                for loss in _LOSSES.values()
+                for optimizer, lr, every in (("inverse-sharpness", None, 1), ("gd", 1 / 80, 25))
+            ),
+            _FC,
+            "λ₀ is taken as 80, the paper's network with the square loss; other seeds differ.",
+        ),
+        Recipe(
+            "lr-drop",
+            "a smaller step size half-way: sharpening resumes",
+            "appendix on step-size drops",
+            ("C25",),
+            tuple(
+                _gd(15_000, **{**task, "loss": loss}, lr_changes=changes)
+                for loss in _LOSSES.values()
+                for changes in ([], [[3_000, drop]], [[6_000, drop]])
+            ),
+            _FC,
+            "2/η = 200, then 300; the steps of the change are ours.",
+        ),
+        Recipe(
+            "sgd",
+            "mini-batches of several sizes",
+            "section on stochastic gradient descent",
+            ("C31",),
+            tuple(
+                _gd(20_000, **endless, batch_size=size, sharpness_every=100)
+                for size in (8, 32, 128, 1024, 5000)
+            ),
+            _FC,
+            "Batch sizes and step size chosen by us.",
+        ),
+        Recipe(
+            "sgd-acclimates",
+            "a harsher and a gentler step size in the middle of a run with mini-batches",
+            "appendix G",
+            ("C32",),
+            tuple(
+                _gd(10_000, lr, **endless, batch_size=32, lr_changes=changes)
+                for lr, changes in ((0.01, [[5_000, 0.04]]), (0.04, [[5_000, 0.01]]))
+            ),
+            _FC,
+            "All settings chosen by us; the change of the batch size is left out.",
+        ),
+        Recipe(
+            "sgd-expected-change",
+            "the mean change of the loss over a step with mini-batches",
+            "appendix H",
+            ("C33",),
+            (
+                _gd(
+                    10_000,
+                    **endless,
+                    batch_size=32,
+                    quantities={"expected-change": {"every": 500, "batch_size": 32}},
+                ),
+            ),
+            _FC,
+            "All settings chosen by us.",
+        ),
+    ]
+    for short, loss in _LOSSES.items():
+        for optimizer in ("polyak", "nesterov"):
+            recipes.append(
+                Recipe(
+                    f"momentum-{optimizer}-{short}",
+                    f"{optimizer} momentum, {short}",
+                    "appendix on momentum",
+                    ("C24",),
+                    tuple(
+                        _gd(20_000, lr, **{**task, "loss": loss}, optimizer=optimizer, beta=0.9)
+                        for lr in _momentum_step_sizes(optimizer)
+                    ),
+                    _FC,
+                    "β = 0.9 and stability thresholds of 100, 200 and 300, chosen by us.",
+                )
+            )
+    return recipes
+
+
+def _momentum_step_sizes(optimizer: str) -> list[float]:
+    """Step sizes with the same three thresholds for both kinds of momentum, β = 0.9."""
+    threshold = {"polyak": 3.8, "nesterov": 3.8 / 2.8}[optimizer]
+    return [threshold / t for t in (100, 200, 300)]
+
+
+def _other_tasks() -> list[Recipe]:
+    """Tasks that are no images."""
+    recipes = []
+    for degree in (3, 4, 5):
+        task: dict[str, Any] = {
+            "dataset": f"chebyshev-{degree}-20",
+            "architecture": "regression",
+            "loss_goal": 0.01,
+            "sharpness_every": 5,
+        }
+        recipes.append(
+            Recipe(
+                f"chebyshev-{degree}",
+                f"a polynomial of degree {degree} at 20 points",
+                "appendix on further tasks",
+                ("C6", "C10", "C21"),
+                (_flow(4_000, **task),),
+                Size(200, 20),
+                _RULE + " The goal is ours.",
+                by_rule=_gd(10_000, **task),
+            )
+        )
+    deep: dict[str, Any] = {
+        "dataset": "linear-50-50",
+        "architecture": "deep-linear",
+        "sharpness_every": 5,
+    }
+    recipes += [
+        Recipe(
+            "deep-linear",
+            "a linear network of twenty layers",
+            "appendix on further tasks",
+            ("C21",),
+            (_flow(400, **deep),),
+            Size(50_000, 50),
+            _RULE + " The goal is ours.",
+            by_rule=_gd(20_000, **deep),
+        ),
+        Recipe(
+            "transformer",
+            "a Transformer on WikiText-2",
+            "figure 1 and the appendix on further tasks",
+            ("C20",),
+            tuple(
+                _gd(
+                    4_000,
+                    2 / t,
+                    dataset="wikitext-2",
+                    architecture="transformer",
+                    loss="token_cross_entropy",
+                    chunk_size=100,
+                    sharpness_examples=5_000,
+                    sharpness_every=50,
+                )
+                for t in (2, 4, 8)
+            ),
+            Size(2.5e8, 59_600),
+            "Step sizes chosen by us. The mask is causal.",
+        ),
+    ]
+    return recipes
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipes in (
+        _figures(),
+        _networks(),
+        _normalised(),
+        _standard(),
+        _sharpening(),
+        _methods(),
+        _other_tasks(),
+    )
+    for recipe in recipes
+}
+
+#: What the chapters compute themselves, so that it needs no recipe.
+IN_THE_BOOK = {
+    "figure 2, gradient descent on a quadratic in two dimensions": "quadratics",
+    "appendix C, the logistic loss of one example": "cross_entropy",
+}
+
+
+def get_recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ValueError: there is none; the message suggests the near ones.
+    """
+    return look_up(RECIPES, name, "recipe")

@@ -1,0 +1,204 @@
+"""The store of runs: computed once, kept in the repository, and checked.
+
+A folder of runs by recipe, ``runs/RECIPE/NAME.npz``, and ``runs/index.json``, which is generated
+from the files and never edited: for every run its checksum, its experiment's key, when and on what
+it was computed. Runs come into the store through `add`, which takes a file that `Run.save` wrote,
+leaves out the final point (the store keeps series only), and refuses what is no finished run of an
+experiment.
+
+`problems` finds what is wrong: a file that was changed, is missing or is unknown to the index, a
+run whose settings are not those of its name, a record that contradicts its settings. Numbers that
+were computed wrongly but consistently it cannot find; `replayed` can: it runs the first steps
+again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eoslib.experiment import Experiment, run_path, run_together
+from eoslib.recorder import every
+from eoslib.runs import Run, written_atomically
+
+__all__ = ["LIMIT_BYTES", "add", "index_of", "problems", "replayed", "write_index"]
+
+#: The whole store stays below this, so that a clone stays small.
+LIMIT_BYTES = 25 * 2**20
+
+_FINISHED = {"completed", "goal reached", "diverged"}
+_INDEX = "index.json"
+
+
+def add(source: str | os.PathLike[str], recipe: str, store: str | os.PathLike[str]) -> Path:
+    """Take a run into the store, under a recipe, and bring the index up to date.
+
+    Args:
+        source: a file written by `run_experiment`.
+        recipe: the name of the folder.
+        store: the folder of the store.
+
+    Returns:
+        Where the run lies now.
+
+    Raises:
+        ValueError: the file is no finished run of an experiment, or the store would grow beyond
+            `LIMIT_BYTES`.
+    """
+    root, run = Path(store), Run.load(source)
+    if run.outcome.status not in _FINISHED:
+        raise ValueError(f"{source} is not finished: {run.outcome.status}")
+    experiment = _experiment_of(run, Path(source))
+    run.final_point = None
+    target = run.save(run_path(experiment, root / recipe))
+    size = sum(path.stat().st_size for path in _files(root))
+    if size > LIMIT_BYTES:
+        target.unlink()
+        raise ValueError(
+            f"with {source} the store would hold {size:,} bytes, more than {LIMIT_BYTES:,}; "
+            "record less often"
+        )
+    write_index(root)
+    return target
+
+
+def index_of(store: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the index of the store's files must be."""
+    root = Path(store)
+    return {path.relative_to(root).as_posix(): _entry(path) for path in _files(root)}
+
+
+def write_index(store: str | os.PathLike[str]) -> Path:
+    """Generate the index anew."""
+    target = Path(store) / _INDEX
+    text = json.dumps(index_of(store), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    written_atomically(target, lambda file: file.write(text.encode()))
+    return target
+
+
+def problems(store: str | os.PathLike[str]) -> list[str]:
+    """What is wrong with the store, a sentence each; nothing if all is well."""
+    root = Path(store)
+    try:
+        index = json.loads((root / _INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return [f"{root / _INDEX} cannot be read: {error}"]
+    found, files = [], {path.relative_to(root).as_posix(): path for path in _files(root)}
+    found += [f"{name} is in the index, but there is no such file" for name in index.keys() - files]
+    for name, path in files.items():
+        if name not in index:
+            found.append(f"{name} is not in the index")
+        elif index[name].get("sha256") != _checksum(path):
+            found.append(f"{name} was changed: its checksum is not that of the index")
+        try:
+            run = Run.load(path)
+            found += [f"{name}: {problem}" for problem in _contradictions(run, path)]
+            if name in index and index[name] != _entry(path):
+                found.append(f"{name}: the index says other things of it than the file")
+        except (ValueError, LookupError, TypeError) as error:
+            found.append(f"{name}: {error}")
+    size = sum(path.stat().st_size for path in files.values())
+    if size > LIMIT_BYTES:
+        found.append(f"the store holds {size:,} bytes, more than {LIMIT_BYTES:,}")
+    return sorted(found)
+
+
+def replayed(
+    path: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    *,
+    num_steps: int = 20,
+    data: str | os.PathLike[str] | None = None,
+) -> dict[str, float]:
+    """Run the first steps of a stored run again, and compare.
+
+    Args:
+        path: the stored run.
+        directory: for the new run.
+        num_steps: how many steps (ticks for gradient flow).
+        data: as for `eoslib.experiment.run_experiment`.
+
+    Returns:
+        For loss and sharpness the largest relative difference over these steps: of the order of
+        the rounding error, and of the sharpness's tolerance, if the same code computes the same.
+    """
+    stored = Run.load(path)
+    experiment = _experiment_of(stored, Path(path))
+    short = replace(experiment, num_steps=min(num_steps, experiment.num_steps))
+    (again,) = run_together([short], directory, data=data, device="cpu")
+    differences = {}
+    for name in ("loss", "sharpness"):
+        new, old = again[name], stored[name].until(short.num_steps + 1)
+        if not np.array_equal(new.steps, old.steps):
+            differences[name] = float("inf")
+            continue
+        scale = np.maximum(np.abs(old.values), np.finfo(float).tiny)
+        apart = np.abs(new.values - old.values) / scale
+        differences[name] = float(apart[np.isfinite(old.values)].max(initial=0.0))
+    return differences
+
+
+def _files(root: Path) -> list[Path]:
+    return sorted(root.glob("*/*.npz"))
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    run = Run.load(path)
+    stamp = run.provenance
+    return {
+        "sha256": _checksum(path),
+        "bytes": path.stat().st_size,
+        "key": _experiment_of(run, path).key,
+        "outcome": run.outcome.status,
+        "step": run.outcome.step,
+        "date": stamp["date"],
+        "device": stamp.get("gpu", stamp["device"]),
+        "seconds": stamp["seconds"],
+        "eoslib": stamp["eoslib"],
+        "torch": stamp["torch"],
+    }
+
+
+def _experiment_of(run: Run, path: Path) -> Experiment:
+    settings = run.settings.get("experiment")
+    if settings is None:
+        raise ValueError(f"{path} is a run, but of no experiment: its settings hold none")
+    return Experiment.from_json(settings)
+
+
+def _contradictions(run: Run, path: Path) -> list[str]:
+    """Where a record is not what its settings would give."""
+    found, experiment = [], _experiment_of(run, path)
+    if path.stem != experiment.name:
+        found.append(f"its settings are those of {experiment.name}")
+    if run.final_point is not None:
+        found.append("it holds a final point")
+    if run.outcome.status not in _FINISHED:
+        found.append(f"it is not finished: {run.outcome.status}")
+    if missing := {"eoslib", "torch", "date", "device", "seconds"} - run.provenance.keys():
+        found.append(f"its provenance lacks {', '.join(sorted(missing))}")
+    for name in ("optimizer", "lr", "beta", "num_steps", "loss", "seed", "architecture", "tick"):
+        asked = getattr(experiment, name)
+        if asked is not None and name in run.settings and run.settings[name] != asked:
+            if (name, asked) == ("optimizer", "flow"):
+                continue  # the record calls it gradient flow
+            found.append(f"{name} is {run.settings[name]!r}, its experiment says {asked!r}")
+    last = run.outcome.step + (run.outcome.status != "diverged")
+    due = every(1 if experiment.tick is not None else experiment.sharpness_every)
+    if run["sharpness"].steps.tolist() != [step for step in range(last) if due(step)]:
+        found.append("the steps of its sharpness are not those of its schedule")
+    if experiment.batch_size is None and run["loss"].steps.tolist() != list(range(last)):
+        found.append("its loss is not there for every step")
+    if not np.isfinite(run["loss"].values).all():
+        found.append("a loss is not finite")
+    return found

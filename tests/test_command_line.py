@@ -1,0 +1,238 @@
+"""`python -m eoslib`: what it prints, what it leaves, and how it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eoslib import Run, train
+from eoslib.__main__ import main
+from eoslib.progress import ProgressLine, duration_in_words
+from eoslib.recipes import RECIPES
+
+TRAIN = "train --dataset chebyshev-3-12 --architecture fc-tanh --widths 6 --steps 30 --device cpu"
+
+
+def call(text, capsys):
+    try:
+        status = main(text.split())
+    except SystemExit as end:
+        status = end.code
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def test_help_of_all_commands_in_a_process_of_its_own():
+    done = subprocess.run(
+        [sys.executable, "-m", "eoslib", "--help"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for word in ("train", "reproduce", "runs", "python -m eoslib train --dataset"):
+        assert word in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 100
+
+
+@pytest.mark.parametrize("name", ["train", "reproduce", "runs"])
+def test_help(name, capsys):
+    status, out, _ = call(f"{name} --help", capsys)
+    assert status == 0
+    assert "usage: python -m eoslib" in out
+
+
+def test_training_writes_runs_and_finds_them_again(tmp_path, capsys):
+    text = f"{TRAIN} --lr 0.1 0.2 --record projection:every=10,dimension=3 --out {tmp_path}"
+    status, out, err = call(text, capsys)
+    assert status == 0
+    files = sorted(tmp_path.glob("*.npz"))
+    assert len(files) == 2
+    assert out.count("all 30 steps done") == 2
+    assert [Run.load(path).lr for path in files] == [0.1, 0.2]
+    assert Run.load(files[0])["projection"].values.shape == (3, 3)
+    stamps = [path.stat().st_mtime_ns for path in files]
+    status, again, err = call(text, capsys)
+    assert (status, again) == (0, out)
+    assert err.count("found ") == 2
+    assert [path.stat().st_mtime_ns for path in files] == stamps
+    status, listed, _ = call(f"runs {tmp_path}", capsys)
+    assert status == 0
+    assert all(path.name in listed for path in files)
+
+
+def test_all_options_reach_the_experiment(capsys):
+    text = (
+        "train --dataset digits-1k --architecture vgg11-bn --loss cross_entropy --seed 3 "
+        "--dtype float64 --batch-norm ghost --optimizer nesterov --lr 0.5 --beta 0.9 "
+        "--lr-change 10:0.1 --lr-change 20:0.2 --steps 50 --batch-size 7 --physical-batch-size 9 "
+        "--accuracy-goal 0.9 --loss-goal 0.1 --eigenvalues 4 --sharpness-every 3 "
+        "--sharpness-rtol 0.01 --sharpness-examples 100 --record accuracy:every=4 "
+        "--option init=lecun --option depth=3 --widths 4,5 --dry-run"
+    )
+    status, out, _ = call(text, capsys)
+    assert status == 0
+    assert json.loads(out) == [
+        {
+            "dataset": "digits-1k",
+            "architecture": "vgg11-bn",
+            "architecture_options": {"init": "lecun", "depth": 3, "widths": [4, 5]},
+            "loss": "cross_entropy",
+            "optimizer": "nesterov",
+            "lr": 0.5,
+            "beta": 0.9,
+            "lr_changes": [[10, 0.1], [20, 0.2]],
+            "num_steps": 50,
+            "seed": 3,
+            "dtype": "float64",
+            "batch_size": 7,
+            "batch_norm": "ghost",
+            "chunk_size": 9,
+            "eigenvalues": 4,
+            "sharpness_every": 3,
+            "sharpness_rtol": 0.01,
+            "sharpness_examples": 100,
+            "accuracy_goal": 0.9,
+            "loss_goal": 0.1,
+            "quantities": {"accuracy": {"every": 4}},
+        }
+    ]
+
+
+def test_settings_from_a_file(tmp_path, capsys):
+    _, out, _ = call(f"{TRAIN} --lr 0.1 --dry-run", capsys)
+    (tmp_path / "settings.json").write_text(out)
+    again = call(f"train --settings {tmp_path / 'settings.json'} --dry-run", capsys)
+    assert again[:2] == (0, out)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train --dataset chebysev-3-12 --architecture fc-tanh --lr 1", "did you mean 'chebyshev"),
+        ("train --dataset digits-1k --architecture fc-tan --lr 1", "did you mean 'fc-tanh'"),
+        ("train --dataset digits-1k --lr 1", "train needs --architecture"),
+        ("train --dataset digits-1k --architecture fc-tanh", "the optimizer 'gd' needs lr"),
+        (f"{TRAIN} --lr 1 --device cud", "is not a device name"),
+        (f"{TRAIN} --lr 1 --record accurcy:every=2", "did you mean 'accuracy'"),
+        ("reproduce fig5-sqare", "did you mean 'fig5-square'"),
+        ("runs no/such/folder", "there is no folder"),
+        ("train --settings no/such/file", "No such file"),
+    ],
+)
+def test_mistakes_are_told_with_what_was_meant(text, message, tmp_path, capsys):
+    place = "" if text.startswith("runs") else f" --out {tmp_path / 'x'}"
+    status, _, err = call(text + place, capsys)
+    assert status == 2
+    assert err.startswith("error: ") and message in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    from eoslib import experiment
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "train_together", interrupted)
+        status, _, err = call(f"{TRAIN} --lr 0.1 --out {tmp_path}", capsys)
+    assert status == 130
+    assert "the same command goes on" in err
+    assert call(f"{TRAIN} --lr 0.1 --out {tmp_path}", capsys)[0] == 0
+
+
+def test_the_list_of_recipes(capsys):
+    status, out, _ = call("reproduce --list", capsys)
+    assert status == 0
+    assert all(f" {name} " in out for name in RECIPES)
+    status, out, _ = call("reproduce fig3-square --explain", capsys)
+    assert "2/η = 600 is the paper's" in out
+    assert "(estimate)" in out and "C11" in out
+
+
+@pytest.mark.slow
+def test_a_recipe_from_flow_to_step_sizes(tmp_path, capsys):
+    text = f"reproduce chebyshev-3 --steps 60 --device cpu --quiet --out {tmp_path}"
+    status, _, err = call(f"{text} --lr 0.1 0.2", capsys)
+    assert status == 0, err
+    runs = [Run.load(path) for path in (tmp_path / "chebyshev-3").glob("*.npz")]
+    assert len(runs) == 3
+    assert {run.settings["optimizer"] for run in runs} == {"gradient flow", "gd"}
+
+
+def test_verifying_a_store(tmp_path, capsys):
+    call(f"{TRAIN} --lr 0.1 --out {tmp_path / 'a-recipe'}", capsys)
+    (path,) = (tmp_path / "a-recipe").glob("*.npz")
+    kept = tmp_path / "kept"
+    assert call(f"runs {kept} --add {path}", capsys)[0] == 0
+    status, out, _ = call(f"runs {kept} --verify --replay 5", capsys)
+    assert status == 0 and "all is well" in out and "apart by" in out
+    run = Run.load(kept / "a-recipe" / path.name)
+    run["loss"].values[3] *= 1.1
+    run.save(kept / "a-recipe" / path.name)
+    status, out, _ = call(f"runs {kept} --verify --replay 5", capsys)
+    assert status == 1
+    assert "its checksum is not that of the index" in out
+    assert "loss differs by" in out
+
+
+def test_a_run_of_the_command_line_is_that_of_the_library(tmp_path, capsys):
+    from eoslib import GradientDescent, Objective, build, load_dataset
+
+    call(f"{TRAIN} --lr 0.1 --out {tmp_path}", capsys)
+    (path,) = tmp_path.glob("*.npz")
+    data = load_dataset("chebyshev-3-12")
+    objective = Objective.from_dataset(build("fc-tanh", 1, 1, widths=(6,)), data)
+    by_hand = train(objective, GradientDescent(0.1), num_steps=30)
+    np.testing.assert_array_equal(Run.load(path)["loss"].values, by_hand["loss"].values)
+
+
+# -- progress -----------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_the_time_left_is_that_of_the_pace_since_the_start(stream, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    line = ProgressLine("a run", stream=stream, interval=1)
+    line.update(1000, 5000)  # resumed there: these took no time
+    clock[0] = 0.5
+    assert not line.due
+    line.update(1001, 5000)
+    clock[0] = 60.0
+    assert line.due
+    line.update(1600, 5000, ", loss 1")
+    line.close()
+    text = stream.getvalue()
+    assert "a run: 1,600 of 5,000, loss 1, about 6 min left" in text
+    assert text.endswith("\r" if stream.isatty() else "\n")
+    assert text.count("of 5,000") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (90, "90 s"),
+        (600, "10 min"),
+        (9000, "2.5 h"),
+        (90_000, "25 h"),
+        (1e6, "12 days"),
+    ],
+)
+def test_durations(seconds, words):
+    assert duration_in_words(seconds) == words

@@ -1,0 +1,528 @@
+"""Experiments: settings with a key, runs that are found again, sweeps, and what goes wrong."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eoslib import (
+    GradientDescent,
+    Objective,
+    Polyak,
+    Run,
+    SharpnessTracker,
+    TaylorQuadratic,
+    build,
+    load_dataset,
+    train,
+)
+from eoslib import experiment as module
+from eoslib.experiment import (
+    OUT_OF_MEMORY,
+    Experiment,
+    batches_of,
+    run_experiment,
+    run_path,
+    run_together,
+    sweep,
+)
+from eoslib.update_rules import StepSizeChanges
+
+SMALL = {
+    "dataset": "chebyshev-3-12",
+    "architecture": "fc-tanh",
+    "architecture_options": {"widths": [6]},
+    "num_steps": 40,
+}
+
+
+def small(lr=0.1, **settings):
+    return Experiment(**{**SMALL, "lr": lr, **settings})
+
+
+def objective(**options):
+    data = load_dataset("chebyshev-3-12")
+    return Objective.from_dataset(build("fc-tanh", 1, 1, widths=(6,)), data, **options)
+
+
+def assert_same_record(run: Run, other: Run) -> None:
+    assert run.outcome == other.outcome
+    assert run.series.keys() == other.series.keys()
+    for name in run.series:
+        np.testing.assert_array_equal(run[name].steps, other[name].steps)
+        np.testing.assert_array_equal(run[name].values, other[name].values)
+    assert run.final_point.tobytes() == other.final_point.tobytes()
+
+
+# -- settings -----------------------------------------------------------------------------------
+
+
+def test_settings_survive_json():
+    experiment = small(
+        quantities={"projection": {"every": 10, "dimension": 3}}, lr_changes=[(20, 0.05)]
+    )
+    settings = json.loads(json.dumps(experiment.to_json()))
+    assert settings["lr_changes"] == [[20, 0.05]]
+    assert "loss" not in settings  # a default is left out, so that new settings change no key
+    assert Experiment.from_json(settings) == experiment
+    assert Experiment.from_json(settings).key == experiment.key
+
+
+def test_the_key_is_that_of_what_determines_the_result():
+    key = small().key
+    assert key == small(lr=0.1, loss="square", chunk_size=5).key
+    assert small(lr=1).key == small(lr=1.0).key
+    others = [
+        small(lr=0.2),
+        small(seed=1),
+        small(num_steps=41),
+        small(loss_goal=0.1),
+        small(dtype="float64"),
+        small(optimizer="polyak", beta=0.5),
+        small(architecture_options={"widths": [7]}),
+        small(batch_norm="ghost", chunk_size=5),
+        small(batch_norm="ghost", chunk_size=6),
+    ]
+    assert len({key, *(other.key for other in others)}) == 1 + len(others)
+
+
+def test_the_key_is_the_same_in_every_process_and_version():
+    """Pinned: another key would orphan every stored run."""
+    assert small().key == "5a3fd731ae"
+    assert small().name == "fc-tanh_chebyshev-3-12_square_gd_lr0.1_5a3fd731ae"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architecture": "fc-tnh"}, "unknown architecture 'fc-tnh'; did you mean 'fc-tanh'"),
+        ({"loss": "squared"}, "unknown loss 'squared'; did you mean 'square'"),
+        ({"optimizer": "nestrov"}, "unknown optimizer 'nestrov'; did you mean 'nesterov'"),
+        ({"quantities": {"accurcy": {"every": 1}}}, "did you mean 'accuracy'"),
+        ({"quantities": {"accuracy": {}}}, "needs every=INTERVAL or at=STEPS"),
+        ({"lr": None}, "the optimizer 'gd' needs lr"),
+        ({"lr": -1.0}, "finite and above 0"),
+        ({"beta": 0.9}, "beta has no meaning for the optimizer 'gd'"),
+        ({"optimizer": "polyak"}, "the optimizer 'polyak' needs beta"),
+        ({"optimizer": "flow"}, "lr has no meaning for the optimizer 'flow'"),
+        ({"num_steps": 0}, "num_steps must be a positive whole number"),
+        ({"num_steps": 2.5}, "num_steps must be a positive whole number"),
+        ({"chunk_size": 0}, "chunk_size must be a positive whole number"),
+        ({"lr_changes": [(5, 0.1), (5, 0.2)]}, "must increase"),
+    ],
+)
+def test_settings_that_make_no_run_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        small(**settings)
+
+
+def test_an_unknown_setting_is_refused_with_the_near_ones():
+    with pytest.raises(ValueError, match="unknown setting 'num_step'; did you mean 'num_steps'"):
+        Experiment.from_json({**SMALL, "num_step": 5})
+    with pytest.raises(ValueError, match="an experiment needs architecture"):
+        Experiment.from_json({"dataset": "digits-1k"})
+
+
+# -- one run ------------------------------------------------------------------------------------
+
+
+def test_an_experiment_is_the_training_written_by_hand(tmp_path):
+    run = run_experiment(small(optimizer="polyak", beta=0.5), tmp_path, device="cpu")
+    by_hand = train(objective(), Polyak(0.1, 0.5), num_steps=40)
+    assert_same_record(run, by_hand)
+    assert run.settings["data_source"] == load_dataset("chebyshev-3-12").source
+    assert [path.name for path in tmp_path.iterdir()] == [
+        run_path(small(optimizer="polyak", beta=0.5), tmp_path).name
+    ]
+
+
+def test_a_finished_run_is_found_and_not_repeated(tmp_path, monkeypatch):
+    run = run_experiment(small(), tmp_path)
+    before = run_path(small(), tmp_path).stat()
+    monkeypatch.setattr(module, "train_together", None)
+    again = run_experiment(small(chunk_size=3), tmp_path)
+    assert_same_record(run, again)
+    assert run_path(small(), tmp_path).stat() == before
+    with pytest.raises(TypeError):
+        run_experiment(small(lr=0.2), tmp_path)
+
+
+def test_another_run_in_its_file_is_not_overwritten(tmp_path):
+    other = run_experiment(small(lr=0.2), tmp_path / "a")
+    path = other.save(run_path(small(), tmp_path))
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match=r"holds another run .*0\.2.*than its name says"):
+        run_experiment(small(), tmp_path)
+    path.write_bytes(b"something else")
+    with pytest.raises(FileExistsError, match=r"not a readable run.*move it away"):
+        run_experiment(small(), tmp_path)
+    assert path.read_bytes() == b"something else" != before
+
+
+def test_divergence_is_an_outcome_and_found(tmp_path):
+    run = run_experiment(small(lr=1e4), tmp_path)
+    assert run.outcome.status == "diverged"
+    assert Run.load(run_path(small(lr=1e4), tmp_path)).outcome == run.outcome
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_to_the_same_bits(number, tmp_path):
+    experiments, sent = [small(), small(lr=0.2)], []
+
+    def interrupt(now):
+        if now.step == 17 and not sent:  # once: a second signal would act as it always does
+            sent.append(number)
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_together(experiments, tmp_path / "a", report=interrupt)
+    (checkpoint,) = (tmp_path / "a").iterdir()
+    assert checkpoint.suffix == ".checkpoint"
+    resumed = run_together(experiments, tmp_path / "a")
+    whole = run_together(experiments, tmp_path / "b")
+    for run, reference in zip(resumed, whole, strict=True):
+        assert_same_record(run, reference)
+        assert run.provenance["resumed"][0]["step"] == 18
+    assert {path.suffix for path in (tmp_path / "a").iterdir()} == {".npz"}
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "eoslib", *map(str, arguments)]
+
+
+def test_a_killed_process_is_continued_by_the_same_command(tmp_path):
+    experiment = Experiment(
+        dataset="digits-1k",
+        architecture="fc-tanh",
+        architecture_options={"widths": [20]},
+        loss="cross_entropy",
+        lr=0.5,
+        num_steps=150,
+        eigenvalues=2,
+        sharpness_every=7,
+        quantities={"accuracy": {"every": 10}},
+    )
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(experiment.to_json()))
+    options = ["train", "--settings", settings, "--device", "cpu", "--out", tmp_path / "a"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(
+        command(*options, "--checkpoint-every", 0), cwd=root, env=environment
+    )
+    checkpoint = tmp_path / "a" / f"{experiment.name}.checkpoint"
+    try:
+        while process.poll() is None and _step_of(checkpoint) < 20:
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    killed_at = _step_of(checkpoint)
+    assert not run_path(experiment, tmp_path / "a").exists()
+    done = subprocess.run(
+        command(*options), cwd=root, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "all 150 steps done" in done.stdout
+    run = Run.load(run_path(experiment, tmp_path / "a"))
+    assert run.provenance["resumed"][0]["step"] == killed_at >= 20
+    assert_same_record(run, run_experiment(experiment, tmp_path / "b", device="cpu"))
+
+
+def _step_of(checkpoint: Path) -> int:
+    try:
+        return torch.load(checkpoint, weights_only=True)["state"]["step"]
+    except FileNotFoundError:
+        return -1
+
+
+def test_two_processes_do_not_run_the_same(tmp_path):
+    lock = tmp_path / f"{small().name}.lock"
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(FileExistsError, match="another process is at work"):
+            run_experiment(small(), tmp_path)
+    assert run_experiment(small(), tmp_path).outcome.status == "completed"
+
+
+# -- memory -------------------------------------------------------------------------------------
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    MemoryError(),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+]
+
+
+def short_of_memory(monkeypatch, most, error, from_step=0, runs=99):
+    """No gradient or Hessian of more than ``most`` examples, or of more runs than that."""
+    state = {"calls": 0}
+    for name in ("hessian", "value_and_gradient"):
+        genuine = getattr(Objective, name)
+
+        def limited(self, theta, genuine=genuine):
+            state["calls"] += 1
+            rows = 1 if theta.ndim == 1 else len(theta)
+            if state["calls"] > from_step and (self.chunk_size > most or rows > runs):
+                raise error
+            return genuine(self, theta)
+
+        monkeypatch.setattr(Objective, name, limited)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_out_of_memory_tries_smaller_passes(error, tmp_path, monkeypatch):
+    whole = run_experiment(small(), tmp_path / "a")
+    short_of_memory(monkeypatch, 3, error)
+    run = run_experiment(small(), tmp_path / "b")
+    assert whole.provenance["chunk_size"] == 12
+    assert run.provenance["chunk_size"] == 3
+    assert run.outcome.status == "completed"
+    np.testing.assert_allclose(run["loss"].values, whole["loss"].values, rtol=1e-4)
+
+
+def test_a_lack_of_memory_is_an_outcome_on_record(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        short_of_memory(patch, 0, ERRORS[0], from_step=10)
+        run = run_experiment(small(), tmp_path)
+        assert run.outcome.status == OUT_OF_MEMORY
+        assert "CUDA out of memory" in run.outcome.message
+        assert run.describe().startswith("out of memory")
+        # found, as everything else
+        assert run_experiment(small(), tmp_path).outcome == run.outcome
+    assert run_experiment(small(), tmp_path).outcome.status == OUT_OF_MEMORY
+    assert run_experiment(small(), tmp_path, retry=True).outcome.status == "completed"
+    assert run_experiment(small(), tmp_path).outcome.status == "completed"
+
+
+def test_ghost_batches_are_not_made_smaller():
+    """Their size is part of the loss."""
+    assert module._smaller_chunk(small(chunk_size=6), 6) == 3
+    assert module._smaller_chunk(small(batch_norm="running", chunk_size=6), 6) == 3
+    assert module._smaller_chunk(small(batch_norm="ghost", chunk_size=6), 6) is None
+    assert module._smaller_chunk(small(batch_norm="full_batch"), 12) is None
+
+
+def test_a_batch_without_memory_runs_one_after_another(tmp_path, monkeypatch):
+    short_of_memory(monkeypatch, 99, ERRORS[0], runs=1)
+    runs = run_together([small(), small(lr=0.2)], tmp_path)
+    assert [run.outcome.status for run in runs] == ["completed", "completed"]
+    assert [run.provenance["runs_together"] for run in runs] == [1, 1]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".npz"}
+
+
+def test_other_errors_are_errors(tmp_path, monkeypatch):
+    short_of_memory(monkeypatch, 0, RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_experiment(small(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# -- several runs -------------------------------------------------------------------------------
+
+
+def test_what_differs_in_the_rule_only_runs_together(tmp_path):
+    experiments = [small(lr=0.1), small(lr=0.2, seed=1), small(optimizer="polyak", beta=0.5)]
+    assert [len(batch) for batch in batches_of(experiments)] == [2, 1]
+    with pytest.raises(ValueError, match="nothing but the update rule"):
+        run_together(experiments, tmp_path)
+    runs = run_together([experiments[0], experiments[2]], tmp_path)
+    assert [run.provenance["runs_together"] for run in runs] == [2, 2]
+    alone = run_experiment(experiments[2], tmp_path / "alone")
+    np.testing.assert_allclose(runs[1]["loss"].values, alone["loss"].values, rtol=1e-3)
+    # what asks for the rule, and what has none, runs by itself
+    taylor = {"quantities": {"taylor": {"at": [0]}}}
+    flow = Experiment(**SMALL, optimizer="flow", tick=0.1)
+    assert len(batches_of([small(**taylor), small(lr=0.2, **taylor), flow, flow])) == 3
+
+
+class Elsewhere:
+    """An executor on another machine: everything travels as bytes, and the disk is another."""
+
+    def __init__(self, disk):
+        self.disk, self.submitted = disk, 0
+
+    def submit(self, function, /, *arguments):
+        self.submitted += 1
+        function, (settings, _, options) = pickle.loads(pickle.dumps((function, arguments)))
+
+        class Job:
+            def result(_):
+                return pickle.loads(pickle.dumps(function(settings, str(self.disk), options)))
+
+        return Job()
+
+
+def processes():
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+@pytest.mark.parametrize("make", [lambda: ThreadPoolExecutor(2), processes])
+def test_a_sweep_over_an_executor_is_the_sweep_without(make, tmp_path):
+    experiments = [small(lr=lr, seed=seed) for seed in (0, 1) for lr in (0.1, 0.2)]
+    plain = sweep(experiments, tmp_path / "a", device="cpu")
+    with make() as executor:
+        runs = sweep(experiments, tmp_path / "b", executor=executor, device="cpu")
+    for run, reference, experiment in zip(runs, plain, experiments, strict=True):
+        assert_same_record(run, reference)
+        assert run.settings["experiment"] == experiment.to_json()
+        assert run_path(experiment, tmp_path / "b").exists()
+
+
+def test_runs_come_home_from_a_machine_with_another_disk(tmp_path):
+    executor = Elsewhere(tmp_path / "elsewhere")
+    experiments = [small(seed=0), small(seed=1), small(seed=0)]
+    runs = sweep(experiments, tmp_path / "home", executor=executor, together=False)
+    assert executor.submitted == 2  # one was asked for twice
+    assert runs[0] is runs[2]
+    for experiment in experiments:
+        assert run_path(experiment, tmp_path / "home").exists()
+    sweep(experiments, tmp_path / "home", executor=executor)
+    assert executor.submitted == 2  # all are found
+
+
+def test_a_failure_does_not_lose_the_other_runs(tmp_path):
+    experiments = [small(dataset="chebyshef-3-12"), small(), small(seed=1)]
+    with pytest.raises(ExceptionGroup, match="1 of 3 jobs failed") as caught:
+        sweep(experiments, tmp_path)
+    (error,) = caught.value.exceptions
+    assert "did you mean 'chebyshev" in str(error)
+    assert experiments[0].name in error.__notes__[0]
+    assert [run_path(e, tmp_path).exists() for e in experiments] == [False, True, True]
+
+
+# -- methods and quantities ---------------------------------------------------------------------
+
+
+def test_gradient_flow_is_an_experiment(tmp_path):
+    experiment = Experiment(**{**SMALL, "num_steps": 5}, optimizer="flow", tick=0.5)
+    run = run_experiment(experiment, tmp_path)
+    assert run.outcome.step == 5
+    assert run.settings["tick"] == 0.5
+    assert experiment.key in run_path(experiment, tmp_path).name
+
+
+def test_step_size_changes_are_two_runs_in_one(tmp_path):
+    run = run_experiment(small(num_steps=30, lr_changes=[(12, 0.02)]), tmp_path)
+    task = objective()
+    first = train(task, GradientDescent(0.1), num_steps=12)
+    point = torch.from_numpy(first.final_point)
+    second = train(task, GradientDescent(0.02), num_steps=18, theta=point)
+    np.testing.assert_array_equal(run["loss"].values[:12], first["loss"].values[:12])
+    np.testing.assert_array_equal(run["loss"].values[12:], second["loss"].values)
+    assert run.settings["lr_changes"] == [[12, 0.02]]
+    with pytest.raises(ValueError, match="must increase"):
+        StepSizeChanges(GradientDescent(0.1), [(4, 0.1), (2, 0.1)])
+
+
+def test_the_inverse_sharpness_rule(tmp_path):
+    experiment = small(lr=None, optimizer="inverse-sharpness", sharpness_every=1, dtype="float64")
+    run = run_experiment(replace(experiment, sharpness_rtol=1e-6), tmp_path)
+    task = objective(dtype="float64")
+    theta, losses = task.initial_point, []
+    for _ in range(41):
+        hessian = task.hessian(theta)
+        losses.append(float(hessian.value))
+        dense = torch.stack([hessian.matvec(row) for row in torch.eye(len(theta)).double()])
+        theta = theta - hessian.gradient / torch.linalg.eigvalsh(dense)[-1]
+    np.testing.assert_allclose(run["loss"].values, losses, rtol=1e-6)
+
+
+def test_sharpness_on_a_subset(tmp_path):
+    run = run_experiment(small(sharpness_examples=5, dtype="float64"), tmp_path)
+    data = load_dataset("chebyshev-3-12")
+    network = build("fc-tanh", 1, 1, widths=(6,))
+    subset = Objective(network, data.inputs[:5], data.targets[:5], dtype="float64")
+    expected = float(SharpnessTracker(subset, rtol=1e-6)(subset.initial_point)[0])
+    assert run["sharpness"].values[0] == pytest.approx(expected, rel=1e-3)
+    assert run["loss"].values[0] == pytest.approx(
+        float(objective(dtype="float64").value(subset.initial_point))
+    )
+
+
+def test_quantities(tmp_path):
+    lr = 0.05
+    names = {
+        "between": {"at": [3]},
+        "effective": {"at": [3]},
+        "gauss-newton": {"at": [3], "rtol": 1e-6},
+        "taylor": {"at": [3], "num_steps": 4},
+        "expected-change": {"at": [3], "batch_size": 12, "num_batches": 3},
+        "projection": {"every": 20, "dimension": 4},
+    }
+    run = run_experiment(small(lr=lr, dtype="float64", quantities=names), tmp_path)
+    task = objective(dtype="float64")
+    theta = torch.from_numpy(train(task, GradientDescent(lr), num_steps=3).final_point)
+    # all examples in a batch: the change of the loss is that of the run's own step
+    change, error = run["expected-change"].values[0]
+    assert change == pytest.approx(run["loss"].values[4] - run["loss"].values[3], rel=1e-9)
+    assert error == pytest.approx(0, abs=1e-12)
+    twin = train(TaylorQuadratic(task, theta), GradientDescent(lr), num_steps=4)
+    np.testing.assert_allclose(run["taylor"].values[0], twin["loss"].values, rtol=1e-9)
+    product = task.gauss_newton(theta).matvec
+    dense = torch.stack([product(row) for row in torch.eye(len(theta)).double()])
+    top = float(torch.linalg.eigvalsh(dense)[-1])
+    assert run["gauss-newton"].values[0] == pytest.approx(top, rel=1e-5)
+    largest, fraction = run["between"].values[0]
+    assert 0 <= fraction <= 1
+    assert largest >= float(SharpnessTracker(task, rtol=1e-6)(theta)[0]) * (1 - 1e-3)
+    assert run["effective"].values[0] <= largest * (1 + 1e-2)
+    assert run["projection"].values.shape == (3, 4)
+
+
+def test_the_swing_along_the_top_direction(tmp_path):
+    settings = {
+        "dtype": "float64",
+        "num_steps": 400,
+        "sharpness_every": 1,
+        "sharpness_rtol": 1e-9,  # so that the vector is right to four digits
+        "quantities": {"top-direction": {"every": 1}},
+    }
+    run = run_experiment(small(lr=0.35, **settings), tmp_path)
+    crossing = run.crossing
+    assert crossing is not None and 0 < crossing < 350
+    swing = run["top-direction"].values
+    assert np.isnan(swing[:crossing]).all()
+    assert swing[crossing] == 0
+    task = objective(dtype="float64")
+    points = [torch.from_numpy(train(task, GradientDescent(0.35), num_steps=crossing).final_point)]
+    for _ in range(40):
+        points.append(points[-1] - 0.35 * task.gradient(points[-1]))
+    product = task.hessian(points[0]).matvec
+    dense = torch.stack([product(row) for row in torch.eye(len(points[0])).double()])
+    top = torch.linalg.eigh(dense).eigenvectors[:, -1]
+    expected = np.array([float(top @ (point - points[0])) for point in points])
+    expected *= np.sign(expected[-1] * swing[crossing + 40])  # an eigenvector has no sign
+    found = swing[crossing : crossing + 41]
+    np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
+
+
+def test_output_curvature_of_a_network_that_says_nothing(tmp_path):
+    settings = {
+        "dataset": "digits-1k",
+        "architecture": "fc-tanh",
+        "architecture_options": {"widths": [4], "init": "lecun"},
+        "loss": "cross_entropy",
+        "lr": 1e-9,
+        "num_steps": 1,
+        "quantities": {"output-curvature": {"at": [0]}, "accuracy": {"at": [0]}},
+    }
+    run = run_experiment(Experiment(**settings), tmp_path)
+    assert 0 < run["output-curvature"].values[0] <= 1 - 1 / 10
+    assert 0 <= run["accuracy"].values[0] <= 1
+    with pytest.raises(ValueError, match="softmax"):
+        run_experiment(Experiment(**{**settings, "loss": "square"}), tmp_path)

@@ -1,0 +1,188 @@
+"""The recipes: every experiment of the paper by a name, and each of them can be run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from eoslib import Outcome, Run, Series
+from eoslib.experiment import run_experiment, run_together
+from eoslib.recipes import IN_THE_BOOK, RECIPES, get_recipe, step_sizes_of
+
+ROOT = Path(__file__).parents[1]
+
+
+def flow_run(sharpness, ticks=100, tick=0.5):
+    steps = np.arange(len(sharpness))
+    return Run(
+        settings={"tick": tick, "threshold": np.inf, "optimizer": "gradient flow"},
+        series={"sharpness": Series(steps, np.array(sharpness, dtype=float))},
+        outcome=Outcome("goal reached", ticks, ""),
+    )
+
+
+def test_step_sizes_follow_the_rule():
+    sizes = step_sizes_of(flow_run([10.0, 8.0, 100.0, 60.0]))
+    thresholds = 2 / np.array(sizes)
+    assert thresholds[0] == pytest.approx(12)
+    assert thresholds[3] == pytest.approx(80)
+    assert thresholds[4] == pytest.approx(120, rel=0.05)  # 125, to two digits
+    np.testing.assert_allclose(thresholds[1:4] / thresholds[:3], (80 / 12) ** (1 / 3), rtol=0.05)
+
+
+@pytest.mark.parametrize("sharpness", [[10.0, 14.0], [], [10.0, 5.0]])
+def test_no_room_for_step_sizes_is_said(sharpness):
+    with pytest.raises(ValueError, match=r"no room for step sizes.*--lr"):
+        step_sizes_of(flow_run(sharpness))
+
+
+def test_what_follows_covers_the_time_of_the_flow():
+    recipe = get_recipe("fig5-square")
+    following = recipe.following(flow_run([10.0, 100.0]))
+    assert len({e.lr for e in following}) == 5
+    (steps,) = {e.num_steps for e in following}
+    assert 1.5 <= steps * min(e.lr for e in following) / (100 * 0.5) < 1.5 * 1.11
+    assert [e.lr for e in recipe.following(flow_run([1.0]), [0.5])] == [0.5]
+    assert get_recipe("fig4").following(flow_run([])) == []
+
+
+def test_recipes_feed_claims_of_the_ledger():
+    ledger = yaml.safe_load((ROOT / "book" / "claims.yml").read_text(encoding="utf-8"))
+    for recipe in RECIPES.values():
+        assert recipe.claims and set(recipe.claims) <= ledger.keys(), recipe.name
+
+
+def test_chapters_named_are_there():
+    for chapter in IN_THE_BOOK.values():
+        assert (ROOT / "book" / f"{chapter}.ipynb").is_file()
+
+
+def test_names_and_notes():
+    for name, recipe in RECIPES.items():
+        assert recipe.name == name
+        assert recipe.experiments and recipe.paper and recipe.title
+        keys = [experiment.key for experiment in recipe.experiments]
+        assert len(set(keys)) == len(keys)
+        if recipe.by_rule is not None:
+            assert recipe.experiments[0].optimizer == "flow"
+            assert "chosen by us" in recipe.notes
+    with pytest.raises(ValueError, match="unknown recipe 'fig5'; did you mean"):
+        get_recipe("fig5")
+
+
+def test_the_eleven_networks_and_two_losses():
+    varied = [recipe for name, recipe in RECIPES.items() if name.startswith("vary-")]
+    tasks = {(r.experiments[0].architecture, r.experiments[0].loss) for r in varied}
+    assert len(tasks) == 22
+    assert len({architecture for architecture, _ in tasks}) == 11
+
+
+def test_settings_of_the_paper():
+    figure3 = get_recipe("fig3-square").experiments[0]
+    assert 2 / figure3.lr == pytest.approx(600)
+    assert (figure3.architecture, figure3.loss, figure3.accuracy_goal) == (
+        "fc-tanh",
+        "square",
+        0.99,
+    )
+    assert 2 / get_recipe("fig4").experiments[0].lr == pytest.approx(200)
+    for recipe in RECIPES.values():
+        for experiment in recipe.experiments:
+            if experiment.batch_norm == "ghost":
+                assert experiment.chunk_size == 1000
+    thresholds = {
+        e.optimizer: sorted(round(e.rule().threshold) for e in get_recipe(name).experiments)
+        for name in ("momentum-polyak-square", "momentum-nesterov-square")
+        for e in get_recipe(name).experiments[:1]
+    }
+    assert thresholds == {"polyak": [100, 200, 300], "nesterov": [100, 200, 300]}
+
+
+def test_times_are_estimates_unless_measured():
+    recipe = get_recipe("fig3-square")
+    seconds, known = recipe.seconds("cpu")
+    assert known == "estimate"
+    twice = replace(recipe, experiments=recipe.experiments * 2)
+    assert twice.seconds("cpu")[0] == pytest.approx(2 * seconds)
+    assert recipe.seconds("gpu")[0] < seconds
+    assert replace(recipe, measured={"gpu": 5.0}).seconds("gpu") == (5.0, "measured")
+    # by hand: 40,000 gradients, six products every 25th step, of two gradients each, and an
+    # accuracy, a third of a gradient
+    gradient = 6 * 656_400 * 5_000 / 3e10
+    assert seconds == pytest.approx((40_000 * (1 + 12 / 25) + 1_600 / 3) * gradient)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Thirty random images in the place of CIFAR-10, and a text of few words."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    np.savez(
+        folder / "cifar10.npz",
+        x_train=random.integers(0, 256, (30, 3, 32, 32), dtype=np.uint8),
+        y_train=np.arange(30, dtype=np.uint8) % 10,
+    )
+    words = random.choice(["a", "b", "c", "<unk>"], 4_000)
+    text = "\n".join(" ".join(words[i : i + 20]) for i in range(0, 4_000, 20))
+    (folder / "wikitext-2").mkdir()
+    for part in ("train", "valid", "test"):
+        (folder / "wikitext-2" / f"wiki.{part}.tokens").write_text(f" {text} \n")
+    return folder
+
+
+def in_small(experiment, steps):
+    """The same with a stand-in for its data, and few steps."""
+    dataset, changes = experiment.dataset, {"num_steps": steps}
+    if dataset.startswith("cifar10"):
+        changes |= {"dataset": "cifar10-30-per_pixel"}
+    elif dataset.startswith("wikitext"):
+        changes |= {"dataset": "wikitext-2-6", "chunk_size": 3}
+    if experiment.architecture.startswith("fc-"):
+        depth = len(experiment.architecture_options.get("widths", [0, 0]))
+        changes["architecture_options"] = {"widths": depth * [5]}
+    for name, most in (("chunk_size", 15), ("batch_size", 8), ("sharpness_examples", 10)):
+        value = getattr(experiment, name)
+        if value is not None and name not in changes:
+            changes[name] = min(value, most)
+    changes["lr_changes"] = [[1, lr] for _, lr in experiment.lr_changes]
+    changes["quantities"] = {
+        name: {**options, "every": 1} | ({"batch_size": 8} if "batch_size" in options else {})
+        for name, options in experiment.quantities.items()
+    }
+    return replace(experiment, **changes)
+
+
+HEAVY = {"standard-", "transformer", "vary-cnn", "batch-norm", "deep-linear"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name.startswith(tuple(HEAVY)) else [])
+        for name in RECIPES
+    ],
+)
+def test_every_recipe_runs_on_a_stand_in(name, tiny, tmp_path):
+    recipe = RECIPES[name]
+    last = recipe.by_rule or recipe.experiments[-1]
+    for experiment in {e.key: e for e in (recipe.experiments[0], last)}.values():
+        small = in_small(experiment, 2)
+        folder = tiny / "wikitext-2" if small.dataset.startswith("wikitext") else tiny
+        data = folder if small.dataset.startswith(("cifar10", "wikitext")) else None
+        run = run_experiment(small, tmp_path, data=data, device="cpu")
+        assert run.outcome.status in ("completed", "goal reached")
+        assert np.isfinite(run["loss"].values[0])
+        assert np.isfinite(run["sharpness"].values[0])
+        for quantity in small.quantities:
+            assert len(run[quantity])
+
+
+def test_step_sizes_of_a_recipe_run_as_one_batch(tiny, tmp_path):
+    recipe = get_recipe("fig5-square")
+    experiments = recipe.following(flow_run([10.0, 100.0]))
+    runs = run_together([in_small(e, 2) for e in experiments], tmp_path, data=tiny, device="cpu")
+    assert [run.provenance["runs_together"] for run in runs] == [5] * 5

@@ -1,0 +1,191 @@
+"""The store of runs: what is in it is what was computed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eoslib import Experiment, Run, Series, run_experiment, store
+from eoslib.experiment import run_path
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {
+    "dataset": "chebyshev-3-12",
+    "architecture": "fc-tanh",
+    "architecture_options": {"widths": [6]},
+    "num_steps": 40,
+}
+EXPERIMENTS = [
+    Experiment(**SETTINGS, lr=0.1, eigenvalues=2),
+    Experiment(**SETTINGS, lr=0.2, optimizer="polyak", beta=0.5),
+    Experiment(**SETTINGS, lr=1e4),
+    Experiment(**SETTINGS, lr=0.1, batch_size=5),
+    Experiment(**{**SETTINGS, "num_steps": 6}, optimizer="flow", tick=0.5),
+]
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for experiment in EXPERIMENTS:
+        run_experiment(experiment, folder, device="cpu")
+        store.add(run_path(experiment, folder), "a-recipe", folder / "store")
+    return folder
+
+
+@pytest.fixture
+def kept(computed, tmp_path):
+    shutil.copytree(computed / "store", tmp_path / "store")
+    return tmp_path / "store"
+
+
+def changed(path, change):
+    """Write a run anew with something in it changed, as an editor of numbers would."""
+    run = Run.load(path)
+    change(run)
+    run.save(path)
+
+
+def test_an_untouched_store_is_well(kept):
+    assert store.problems(kept) == []
+    index = json.loads((kept / "index.json").read_text(encoding="utf-8"))
+    assert len(index) == len(EXPERIMENTS)
+    assert {entry["key"] for entry in index.values()} == {e.key for e in EXPERIMENTS}
+    assert {entry["outcome"] for entry in index.values()} == {"completed", "diverged"}
+
+
+def test_the_series_are_those_computed_and_the_final_point_is_left_out(computed, kept):
+    for experiment in EXPERIMENTS:
+        run, source = (
+            Run.load(run_path(experiment, folder)) for folder in (kept / "a-recipe", computed)
+        )
+        assert run.final_point is None
+        assert source.final_point is not None
+        for name in source.series:
+            np.testing.assert_array_equal(run[name].values, source[name].values)
+
+
+def test_a_flipped_bit_is_found(kept):
+    path = sorted(kept.glob("*/*.npz"))[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert any("its checksum is not that of the index" in p for p in store.problems(kept))
+
+
+def test_a_number_edited_by_hand_is_found(kept):
+    path = run_path(EXPERIMENTS[0], kept / "a-recipe")
+
+    def edit(run):
+        run["sharpness"].values[-1] *= 1.01
+
+    changed(path, edit)
+    assert any("was changed" in problem for problem in store.problems(kept))
+
+
+def test_missing_unknown_and_edited_entries_are_found(kept):
+    first, second, third = sorted(kept.glob("*/*.npz"))[:3]
+    first.unlink()
+    shutil.copy(second, kept / "a-recipe" / "copy.npz")
+    index = json.loads((kept / "index.json").read_text(encoding="utf-8"))
+    index[third.relative_to(kept).as_posix()]["step"] = 3
+    (kept / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    found = "\n".join(store.problems(kept))
+    assert f"{first.name} is in the index, but there is no such file" in found
+    assert "copy.npz is not in the index" in found
+    assert "copy.npz: its settings are those of" in found
+    assert f"{third.name}: the index says other things of it" in found
+    assert second.name not in found.replace(f"those of {second.stem}", "")
+    (kept / "index.json").unlink()
+    assert "cannot be read" in store.problems(kept)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: run.settings.update(lr=0.3), "lr is 0.3, its experiment says 0.1"),
+        (lambda run: run.settings.update(num_steps=3), "num_steps is 3, its experiment says 40"),
+        (lambda run: run.settings["experiment"].update(seed=4), "its settings are those of"),
+        (lambda run: run.provenance.pop("torch"), "'torch'"),
+        (
+            lambda run: run.series.update(sharpness=run["sharpness"].until(20)),
+            "the steps of its sharpness are not those of its schedule",
+        ),
+        (
+            lambda run: run.series.update(loss=run["loss"].since(1)),
+            "its loss is not there for every step",
+        ),
+        (
+            lambda run: run.series.update(loss=Series(np.arange(41), np.full(41, np.nan))),
+            "a loss is not finite",
+        ),
+        (lambda run: setattr(run, "final_point", np.zeros(3)), "it holds a final point"),
+        (lambda run: run.settings.pop("experiment"), "of no experiment"),
+    ],
+)
+def test_a_record_that_contradicts_its_settings_is_found(change, message, kept):
+    """Even if somebody makes the index fit."""
+    path = run_path(EXPERIMENTS[0], kept / "a-recipe")
+    changed(path, change)
+    if "'torch'" not in message and "of no" not in message:
+        store.write_index(kept)
+    assert any(message in problem for problem in store.problems(kept)), store.problems(kept)
+
+
+def test_what_is_no_finished_run_does_not_get_in(computed, tmp_path):
+    run = Run.load(run_path(EXPERIMENTS[0], computed))
+    run.outcome = type(run.outcome)("stopped", 3, "")
+    with pytest.raises(ValueError, match="not finished"):
+        store.add(run.save(tmp_path / "a.npz"), "r", tmp_path / "store")
+    run = Run.load(run_path(EXPERIMENTS[0], computed))
+    del run.settings["experiment"]
+    with pytest.raises(ValueError, match="of no experiment"):
+        store.add(run.save(tmp_path / "a.npz"), "r", tmp_path / "store")
+    assert not list(tmp_path.glob("store/*/*"))
+
+
+def test_a_store_does_not_grow_beyond_its_limit(computed, kept, monkeypatch):
+    before = (kept / "index.json").read_bytes()
+    monkeypatch.setattr(store, "LIMIT_BYTES", 5_000)
+    with pytest.raises(ValueError, match="more than 5,000"):
+        store.add(run_path(EXPERIMENTS[0], computed), "another", kept)
+    assert not list(kept.glob("another/*"))
+    assert (kept / "index.json").read_bytes() == before
+    assert any("more than 5,000" in problem for problem in store.problems(kept))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
+def test_stored_runs_can_be_replayed(experiment, kept, tmp_path):
+    path = run_path(experiment, kept / "a-recipe")
+    apart = store.replayed(path, tmp_path / "again", num_steps=5)
+    assert max(apart.values()) < 1e-5
+
+    def edit(run):  # consistent, and wrong
+        run["loss"].values[:] *= 1.01
+
+    changed(path, edit)
+    store.write_index(kept)
+    assert store.problems(kept) == []
+    assert store.replayed(path, tmp_path / "again", num_steps=5)["loss"] > 5e-3
+
+
+# -- the store of this repository ---------------------------------------------------------------
+
+
+def test_the_runs_kept_in_the_repository_are_well():
+    assert list((ROOT / "runs").glob("*/*.npz")), "the store is empty"
+    assert store.problems(ROOT / "runs") == []
+
+
+def test_the_first_steps_of_the_runs_kept_are_what_the_code_computes(tmp_path):
+    """One of each recipe whose data are in the package."""
+    for folder in sorted((ROOT / "runs").iterdir()):
+        if not folder.is_dir() or not folder.name.startswith(("chebyshev", "deep-linear")):
+            continue
+        for path in sorted(folder.glob("*.npz"))[:1]:
+            apart = store.replayed(path, tmp_path, num_steps=10)
+            assert max(apart.values()) < 2e-3, path
