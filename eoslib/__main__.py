@@ -161,15 +161,16 @@ def _reproduce(given: argparse.Namespace) -> int:
 
     if given.list or not given.names:
         for recipe in RECIPES.values():
-            print(_in_a_line(recipe))
+            print(_in_a_line(recipe, given.store))
         print("\nComputed in the book itself:")
         for what, chapter in IN_THE_BOOK.items():
             print(f"  {what}: chapter {chapter}")
-        print("\nTimes are estimates unless marked with *; `--explain NAME` says more.")
+        print("\nTimes, on one CPU core / on a GPU, are estimates. * was measured by stored runs.")
+        print("`python -m eoslib reproduce NAME --explain` says what a recipe does, and why.")
         return 0
     for recipe in [get_recipe(name) for name in given.names]:
         if given.explain:
-            print(_in_full(recipe))
+            print(_in_full(recipe, given.store))
             continue
         experiments = [_changed(experiment, given) for experiment in recipe.experiments]
         if given.dry_run:
@@ -191,25 +192,33 @@ def _changed(experiment: Experiment, given: argparse.Namespace) -> Experiment:
     return replace(experiment, **{name: v for name, v in changes.items() if v is not None})
 
 
-def _in_a_line(recipe: Recipe) -> str:
-    times = []
-    for kind in ("cpu", "gpu"):
-        seconds, known = recipe.seconds(kind)
-        times.append(duration_in_words(seconds) + ("*" if known == "measured" else ""))
-    return f"  {recipe.name:<34} {times[0]:>8} / {times[1]:<8} {recipe.title}"
+def _in_a_line(recipe: Recipe, store: Path) -> str:
+    times = [words + "*" * measured for words, measured in _times(recipe, store)]
+    return f"  {recipe.name:<35} {times[0]:>8} / {times[1]:<8} {recipe.title}"
 
 
-def _in_full(recipe: Recipe) -> str:
+def _in_full(recipe: Recipe, store: Path) -> str:
     lines = [f"{recipe.name}: {recipe.title}", f"  in the paper: {recipe.paper}"]
     lines.append(f"  claims: {', '.join(recipe.claims)}")
-    for kind, name in (("cpu", "one CPU core"), ("gpu", "a GPU")):
-        seconds, known = recipe.seconds(kind)
-        lines.append(f"  on {name}: {duration_in_words(seconds)} ({known})")
+    names = ("one CPU core", "a GPU")
+    for name, (words, measured) in zip(names, _times(recipe, store), strict=True):
+        lines.append(f"  on {name}: {words} ({'measured' if measured else 'estimate'})")
     lines.append(f"  {recipe.notes}")
     lines += [f"  {json.dumps(experiment.to_json())}" for experiment in recipe.experiments]
     if recipe.by_rule is not None:
         lines.append(f"  then, by the rule: {json.dumps(recipe.by_rule.to_json())}")
     return "\n".join(lines)
+
+
+def _times(recipe: Recipe, store: Path) -> list[tuple[str, bool]]:
+    """The time on a CPU and on a GPU in words, and whether stored runs have measured it."""
+    from eoslib.store import seconds_of
+
+    stored = seconds_of(recipe.name, store)
+    return [
+        (duration_in_words(stored.get(kind, recipe.estimated_seconds(kind))), kind in stored)
+        for kind in ("cpu", "gpu")
+    ]
 
 
 # -- runs ---------------------------------------------------------------------------------------
@@ -221,6 +230,13 @@ def _runs(given: argparse.Namespace) -> int:
     if given.add is not None:
         for path in given.add:
             print(store.add(path, given.recipe or path.resolve().parent.name, given.store))
+        return 0
+    if given.missing:
+        from eoslib.recipes import RECIPES
+
+        for recipe in RECIPES.values():
+            if not list((given.store / recipe.name).glob("*.npz")):
+                print(f"python -m eoslib reproduce {recipe.name} --device auto")
         return 0
     if not given.store.is_dir():
         raise ValueError(f"there is no folder {given.store}")
@@ -276,6 +292,9 @@ def _parser() -> argparse.ArgumentParser:
     other.add_argument(
         "--lr", type=float, nargs="+", metavar="η", help="in place of those that follow by the rule"
     )
+    reproduce.add_argument(
+        "--store", type=Path, default=Path("runs"), help="stored runs, for times; default: runs"
+    )
     _add_running(reproduce)
     runs = commands.add_parser(
         "runs",
@@ -294,6 +313,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     runs.add_argument(
         "--add", type=Path, nargs="+", metavar="FILE", help="take runs into the store"
+    )
+    runs.add_argument(
+        "--missing", action="store_true", help="which recipes have no run there, as commands"
     )
     runs.add_argument("--recipe", help="with --add: its folder; default: that of the file")
     runs.add_argument("--data", type=Path, metavar="PATH", help="where the data are, for --replay")

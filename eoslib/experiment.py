@@ -429,7 +429,7 @@ def batches_of(experiments: Iterable[Experiment]) -> list[list[Experiment]]:
             experiment.optimizer in ("flow", "inverse-sharpness")
             or DEPENDS_ON_RULE & experiment.quantities.keys()
         )
-        settings = experiment.determining() if alone else _without_rule(experiment)
+        settings = experiment.determining() if alone else without_rule(experiment)
         batches.setdefault(_hash(settings), []).append(experiment)
     return list(batches.values())
 
@@ -616,7 +616,7 @@ class _Attempts:
             "data_digest": digest(data.inputs) + digest(data.targets),
             "architecture": first.architecture,
             "seed": first.seed,
-            "experiment": _without_rule(first),
+            "experiment": without_rule(first),
         }
 
     def _report(self, now: Snapshot) -> bool | None:
@@ -677,7 +677,8 @@ class _OnSubset(SharpnessTracker):
 _RULE = ("optimizer", "lr", "beta", "lr_changes")
 
 
-def _without_rule(experiment: Experiment) -> dict[str, Any]:
+def without_rule(experiment: Experiment) -> dict[str, Any]:
+    """The settings that determine the result, but for the update rule: what a batch shares."""
     return {k: v for k, v in experiment.determining().items() if k not in _RULE}
 
 

@@ -14,14 +14,14 @@ recipe's notes say so.
 **CIFAR-10** is standardised pixel by pixel, as in the authors' code; by channel it is another task,
 which ``--dataset cifar10-5k-per_channel`` takes.
 
-**Times** are estimates unless marked as measured: the operations of all gradients and products,
-divided by a rate (`Recipe.seconds`).
+**Times** are estimates, the operations of all gradients and products divided by a rate
+(`Recipe.estimated_seconds`), where no stored run has measured them (`eoslib.store.seconds_of`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,7 +80,6 @@ class Recipe:
             flow; its own step size is a place holder.
         notes: which settings are ours, and what differs from the paper.
         size: of the task, for the estimate of the time.
-        measured: seconds by kind of machine, where they were measured.
     """
 
     name: str
@@ -91,7 +90,6 @@ class Recipe:
     size: Size
     notes: str
     by_rule: Experiment | None = None
-    measured: Mapping[str, float] | None = None
 
     def following(self, flow: Run, step_sizes: Sequence[float] | None = None) -> list[Experiment]:
         """The experiments at the step sizes that follow from the flow; none without a rule.
@@ -110,20 +108,18 @@ class Recipe:
         steps = _two_digits_up(1.5 * time / min(sizes))
         return [replace(self.by_rule, lr=lr, num_steps=steps) for lr in sizes]
 
-    def seconds(self, kind: str) -> tuple[float, str]:
-        """How long it takes on a ``"cpu"`` core or a ``"gpu"``, and how that is known.
+    def estimated_seconds(self, kind: str) -> float:
+        """How long it takes on a ``"cpu"`` core or a ``"gpu"``, roughly.
 
-        The estimate counts two operations for a multiply-add, three forward passes for a gradient,
+        This counts two operations for a multiply-add, three forward passes for a gradient,
         two gradients for a product and six products for a measured eigenvalue; every run goes to
         its last step, runs computed together are counted one by one, and a step with mini-batches
         counts as a full gradient. Gradient flow is taken to have a sharpness of 300. Expect the
         order of magnitude.
         """
-        if self.measured is not None and kind in self.measured:
-            return self.measured[kind], "measured"
         planned = [*self.experiments, *([] if self.by_rule is None else 5 * [self.by_rule])]
         one = max(6 * self.size.operations * self.size.examples / RATES[kind], _OVERHEAD[kind])
-        return one * sum(_gradients(experiment) for experiment in planned), "estimate"
+        return one * sum(_gradients(experiment) for experiment in planned)
 
 
 def _gradients(experiment: Experiment) -> float:

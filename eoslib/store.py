@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from eoslib.experiment import Experiment, run_path, run_together
+from eoslib.experiment import Experiment, run_path, run_together, without_rule
 from eoslib.recorder import every
 from eoslib.runs import Run, written_atomically
 
-__all__ = ["LIMIT_BYTES", "add", "index_of", "problems", "replayed", "write_index"]
+__all__ = ["LIMIT_BYTES", "add", "index_of", "problems", "replayed", "seconds_of", "write_index"]
 
 #: The whole store stays below this, so that a clone stays small.
 LIMIT_BYTES = 25 * 2**20
@@ -142,6 +142,24 @@ def replayed(
         apart = np.abs(new.values - old.values) / scale
         differences[name] = float(apart[np.isfinite(old.values)].max(initial=0.0))
     return differences
+
+
+def seconds_of(recipe: str, store: str | os.PathLike[str]) -> dict[str, float]:
+    """How long the stored runs of a recipe took, in seconds, by ``"cpu"`` and ``"gpu"``.
+
+    Runs that were computed together took their time once. On several cores and on machines of any
+    speed: it is what was measured, not what you will see. Empty where nothing is stored.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for path in sorted((Path(store) / recipe).glob("*.npz")):
+        run = Run.load(path)
+        experiment = _experiment_of(run, path)
+        together = run.provenance["runs_together"] > 1
+        computation = json.dumps(without_rule(experiment)) if together else experiment.key
+        kind = "gpu" if "gpu" in run.provenance else "cpu"
+        times = found.setdefault(kind, {})
+        times[computation] = max(times.get(computation, 0.0), run.provenance["seconds"])
+    return {kind: sum(times.values()) for kind, times in found.items()}
 
 
 def _files(root: Path) -> list[Path]:

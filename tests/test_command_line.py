@@ -150,16 +150,16 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     assert call(f"{TRAIN} --lr 0.1 --out {tmp_path}", capsys)[0] == 0
 
 
-def test_the_list_of_recipes(capsys):
+def test_the_list_of_recipes(tmp_path, capsys):
     status, out, _ = call("reproduce --list", capsys)
     assert status == 0
     assert all(f" {name} " in out for name in RECIPES)
+    assert "*" not in call(f"reproduce --list --store {tmp_path}", capsys)[1].split("Times")[0]
     status, out, _ = call("reproduce fig3-square --explain", capsys)
     assert "2/η = 600 is the paper's" in out
     assert "(estimate)" in out and "C11" in out
 
 
-@pytest.mark.slow
 def test_a_recipe_from_flow_to_step_sizes(tmp_path, capsys):
     text = f"reproduce chebyshev-3 --steps 60 --device cpu --quiet --out {tmp_path}"
     status, _, err = call(f"{text} --lr 0.1 0.2", capsys)
@@ -167,6 +167,22 @@ def test_a_recipe_from_flow_to_step_sizes(tmp_path, capsys):
     runs = [Run.load(path) for path in (tmp_path / "chebyshev-3").glob("*.npz")]
     assert len(runs) == 3
     assert {run.settings["optimizer"] for run in runs} == {"gradient flow", "gd"}
+    # kept, its time is a measured one, and it is missing no more
+    kept = tmp_path / "kept"
+    files = " ".join(str(path) for path in (tmp_path / "chebyshev-3").glob("*.npz"))
+    assert "reproduce chebyshev-3 " in call(f"runs {kept} --missing", capsys)[1]
+    assert call(f"runs {kept} --add {files}", capsys)[0] == 0
+    out = call(f"runs {kept} --missing", capsys)[1]
+    assert "reproduce chebyshev-3 " not in out and "reproduce chebyshev-4 " in out
+    (line,) = [
+        line
+        for line in call(f"reproduce --list --store {kept}", capsys)[1].splitlines()
+        if line.startswith("  chebyshev-3 ")
+    ]
+    flow = next(run for run in runs if "tick" in run.settings)
+    together = [run.provenance["seconds"] for run in runs if run is not flow]
+    seconds = flow.provenance["seconds"] + max(together)
+    assert f"{duration_in_words(seconds)}* /" in line
 
 
 def test_verifying_a_store(tmp_path, capsys):

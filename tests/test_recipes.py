@@ -102,18 +102,20 @@ def test_settings_of_the_paper():
     assert thresholds == {"polyak": [100, 200, 300], "nesterov": [100, 200, 300]}
 
 
-def test_times_are_estimates_unless_measured():
+def test_the_estimate_of_the_time():
     recipe = get_recipe("fig3-square")
-    seconds, known = recipe.seconds("cpu")
-    assert known == "estimate"
-    twice = replace(recipe, experiments=recipe.experiments * 2)
-    assert twice.seconds("cpu")[0] == pytest.approx(2 * seconds)
-    assert recipe.seconds("gpu")[0] < seconds
-    assert replace(recipe, measured={"gpu": 5.0}).seconds("gpu") == (5.0, "measured")
     # by hand: 40,000 gradients, six products every 25th step, of two gradients each, and an
     # accuracy, a third of a gradient
     gradient = 6 * 656_400 * 5_000 / 3e10
-    assert seconds == pytest.approx((40_000 * (1 + 12 / 25) + 1_600 / 3) * gradient)
+    expected = (40_000 * (1 + 12 / 25) + 1_600 / 3) * gradient
+    assert recipe.estimated_seconds("cpu") == pytest.approx(expected)
+    assert recipe.estimated_seconds("gpu") == pytest.approx(expected * 3e10 / 1.5e13)
+    twice = replace(recipe, experiments=recipe.experiments * 2)
+    assert twice.estimated_seconds("cpu") == pytest.approx(2 * expected)
+    # four gradients a step of 1/300, a measurement a tick, and five runs that follow
+    flow = get_recipe("chebyshev-3")
+    overhead = 4_000 * (4 * 75 + 12) + 5 * 10_000 * (1 + 12 / 5)
+    assert flow.estimated_seconds("cpu") == pytest.approx(3e-4 * overhead)
 
 
 @pytest.fixture(scope="module")
