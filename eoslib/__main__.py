@@ -173,6 +173,8 @@ def _reproduce(given: argparse.Namespace) -> int:
             print(_in_full(recipe, given.store))
             continue
         experiments = [_changed(experiment, given) for experiment in recipe.experiments]
+        if given.lr is not None and recipe.by_rule is None:
+            experiments = _at_step_sizes(experiments, given.lr)
         if given.dry_run:
             print(json.dumps([experiment.to_json() for experiment in experiments], indent=2))
             continue
@@ -190,6 +192,13 @@ def _changed(experiment: Experiment, given: argparse.Namespace) -> Experiment:
     """The experiment with what the command line puts in place of its own settings."""
     changes = {"dataset": given.dataset, "num_steps": given.steps, "seed": given.seed}
     return replace(experiment, **{name: v for name, v in changes.items() if v is not None})
+
+
+def _at_step_sizes(experiments: Sequence[Experiment], lrs: Sequence[float]) -> list[Experiment]:
+    """The experiments at other step sizes; those without one as they are."""
+    changed = [replace(e, lr=lr) for lr in lrs for e in experiments if e.lr is not None]
+    unchanged = [e for e in experiments if e.lr is None]
+    return list(dict.fromkeys([*unchanged, *changed]))
 
 
 def _in_a_line(recipe: Recipe, store: Path) -> str:
@@ -289,9 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     other.add_argument("--dataset", metavar="NAME", help="another data set, to try a recipe out")
     other.add_argument("--steps", type=int, help="so many steps, or ticks of gradient flow")
     other.add_argument("--seed", type=int, help="of the initial weights")
-    other.add_argument(
-        "--lr", type=float, nargs="+", metavar="η", help="in place of those that follow by the rule"
-    )
+    other.add_argument("--lr", type=float, nargs="+", metavar="η", help="step sizes")
     reproduce.add_argument(
         "--store", type=Path, default=Path("runs"), help="stored runs, for times; default: runs"
     )

@@ -605,6 +605,7 @@ class _Attempts:
         for experiment, run in zip(self.experiments, runs, strict=True):
             run.settings["experiment"] = experiment.to_json()
             run.provenance["chunk_size"] = objective.chunk_size
+            run.provenance["sharpness_products"] = tracker.num_products
         return runs
 
     def _settings(self, data: Dataset) -> dict[str, Any]:

@@ -160,6 +160,13 @@ def test_the_list_of_recipes(tmp_path, capsys):
     assert "(estimate)" in out and "C11" in out
 
 
+def test_other_step_sizes_for_a_fixed_list(capsys):
+    _, out, _ = call("reproduce standard-vgg11-square --lr 0.5 0.25 --dry-run", capsys)
+    assert [settings["lr"] for settings in json.loads(out)] == [0.5, 0.25]
+    _, out, _ = call("reproduce inverse-sharpness --lr 0.5 --dry-run", capsys)
+    assert sorted(settings.get("lr", 0) for settings in json.loads(out)) == [0, 0, 0.5, 0.5]
+
+
 def test_a_recipe_from_flow_to_step_sizes(tmp_path, capsys):
     text = f"reproduce chebyshev-3 --steps 60 --device cpu --quiet --out {tmp_path}"
     status, _, err = call(f"{text} --lr 0.1 0.2", capsys)

@@ -449,6 +449,7 @@ def test_sharpness_on_a_subset(tmp_path):
     subset = Objective(network, data.inputs[:5], data.targets[:5], dtype="float64")
     expected = float(SharpnessTracker(subset, rtol=1e-6)(subset.initial_point)[0])
     assert run["sharpness"].values[0] == pytest.approx(expected, rel=1e-3)
+    assert run.provenance["num_products"] == 0 < run.provenance["sharpness_products"]
     assert run["loss"].values[0] == pytest.approx(
         float(objective(dtype="float64").value(subset.initial_point))
     )
