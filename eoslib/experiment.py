@@ -385,6 +385,8 @@ def run_together(
         together = todo[0].name if len(todo) == 1 else f"together_{_hash([e.key for e in todo])}"
         checkpoint = Checkpoint(folder / f"{together}.checkpoint", interval=checkpoint_interval)
         with _locked(folder / f"{together}.lock"), checkpoint.saving_on_signals(_log.warning):
+            for half in folder.glob(f".{together}.checkpoint.*"):
+                half.unlink()  # a process was killed while it wrote this
             for experiment, run in zip(
                 todo, _Attempts(todo, device, report, checkpoint, data).run(), strict=True
             ):
@@ -512,7 +514,8 @@ def sweep(
             failures.append(error)
             continue
         for experiment, run in zip(batch, runs, strict=True):
-            if not run_path(experiment, folder).exists():
+            here = stored_run(experiment, folder)
+            if here is None or here.outcome != run.outcome:  # it was computed on another disk
                 run.save(run_path(experiment, folder))
             found[experiment.key] = run
     if failures:

@@ -250,6 +250,15 @@ def _step_of(checkpoint: Path) -> int:
         return -1
 
 
+def test_what_a_kill_left_half_written_is_cleared_away(tmp_path):
+    half = tmp_path / f".{small().name}.checkpoint.x1y2z3"
+    half.write_bytes(b"half")
+    others = tmp_path / f".{small(lr=0.2).name}.checkpoint.x1y2z3"
+    others.write_bytes(b"of a process at work, perhaps")
+    run_experiment(small(), tmp_path)
+    assert not half.exists() and others.exists()
+
+
 def test_two_processes_do_not_run_the_same(tmp_path):
     lock = tmp_path / f"{small().name}.lock"
     with lock.open("w") as held:
@@ -393,6 +402,16 @@ def test_runs_come_home_from_a_machine_with_another_disk(tmp_path):
         assert run_path(experiment, tmp_path / "home").exists()
     sweep(experiments, tmp_path / "home", executor=executor)
     assert executor.submitted == 2  # all are found
+
+
+def test_a_retry_elsewhere_replaces_the_failure_here(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        short_of_memory(patch, 0, ERRORS[0])
+        (run,) = sweep([small()], tmp_path / "home")
+        assert run.outcome.status == OUT_OF_MEMORY
+    executor = Elsewhere(tmp_path / "elsewhere")
+    sweep([small()], tmp_path / "home", executor=executor, retry=True)
+    assert Run.load(run_path(small(), tmp_path / "home")).outcome.status == "completed"
 
 
 def test_a_failure_does_not_lose_the_other_runs(tmp_path):
