@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
 pytest.importorskip("anywidget")
 
 from eoslib import GradientDescent, Objective, build, chebyshev, digits, every, train
-from eoslib.widgets.laboratory import NUM_IMAGES, PRESETS, Laboratory
+from eoslib.widgets.laboratory import NUM_IMAGES, PRESETS, RUNS_FILE, Laboratory, picture
+from scripts.laboratory_runs import run_all
 from tests.test_laboratory_engine import drive, find_node, run_job
 
 ENGINE = Path(__file__).parents[1] / "eoslib" / "widgets" / "laboratory_engine.js"
@@ -65,11 +68,64 @@ def test_every_preset_has_settings_that_the_engine_takes():
 
 
 def test_the_program_is_one_text_without_imports():
+    programs = {Laboratory()._esm, Laboratory("adam", compact=True)._esm}
+    assert len(programs) == 1, "a page keeps one copy for all"
     for widget in (Laboratory(), Laboratory("adam", compact=True)):
         assert "\nimport {" not in widget._esm
         assert widget._esm.count("\nexport default") == 1
         assert "workerSource" in widget._esm
     assert len(widget._esm.encode()) < 160_000
+
+
+def test_the_engine_is_small():
+    assert ENGINE.stat().st_size <= 60_000
+
+
+def test_a_compact_one_sends_what_it_shows_and_no_more():
+    compact = Laboratory("momentum", compact=True)
+    assert [one["key"] for one in compact.presets] == ["momentum"]
+    assert compact.title == PRESETS["momentum"]["name"]
+    assert compact.pixels == b""
+    assert len(Laboratory("digits", compact=True).pixels) == 65 * NUM_IMAGES
+    own = Laboratory(settings={"task": "digits"}, compact=True)
+    assert own.presets == []
+    assert own.title == "The laboratory"
+    assert len(own.pixels) == 65 * NUM_IMAGES
+    assert Laboratory("momentum").title == "The laboratory"
+    assert Laboratory("momentum", compact=True, title="Polyak").title == "Polyak"
+
+
+def test_the_pictures_show_the_runs_of_the_engine():
+    """Every stored number is the engine's, bit for bit, and every preset has its picture."""
+    with np.load(RUNS_FILE, allow_pickle=False) as file:
+        stored = dict(file)
+    found = run_all()
+    assert stored.keys() == found.keys()
+    assert set(PRESETS) <= stored.keys()
+    for name, values in found.items():
+        assert np.array_equal(stored[name], values, equal_nan=True), name
+
+
+def test_without_javascript_there_is_a_picture():
+    data, _ = Laboratory("beside_flow", compact=True)._repr_mimebundle_()
+    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
+    assert data["text/plain"].startswith("Gradient descent beside gradient flow: a laboratory,")
+    own, _ = Laboratory(settings={"degree": 3})._repr_mimebundle_()
+    assert "image/png" not in own, "nobody has made that run"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_picture_holds_the_whole_run(preset):
+    figure = picture(preset)
+    upper, lower = figure.axes
+    with np.load(RUNS_FILE, allow_pickle=False) as file:
+        _, loss, threshold, sharpness, _ = file[preset]
+    for ax, values in ((upper, loss), (lower, sharpness)):
+        low, high = ax.get_ylim()
+        assert low < np.nanmin(values) <= np.nanmax(values) < high
+    if PRESETS[preset]["settings"].get("optimizer") != "flow":
+        assert np.nanmax(threshold) < lower.get_ylim()[1]
+    plt.close(figure)
 
 
 def test_bad_arguments_are_refused():

@@ -4,13 +4,17 @@
    A picture costs the same after ten steps as after a million, because the engine's record does
    not grow: what is drawn of a long run is the lowest and highest value of consecutive steps. */
 
-import { clamp, make, nameSlider, number, scale, sliderMarkup, stepSizeColor, themeOf, thousands, tickLabels, watch } from "./plot.js";
+import {
+  clamp, make, nameSlider, number, scale, sliderMarkup, stepSizeColor, themeOf, thousands, tickLabels,
+  trackCursor, watch,
+} from "./plot.js";
 import { laboratoryEngine, workerSource } from "./laboratory_engine.js";
 
 const MAGNIFIED = 60; // steps in the magnifier
 const RECENT = 240; // steps in the phase portrait
 const POSITIONS = 400; // of the slider
 const GHOSTS = 4;
+const PAGE = "laboratory.html"; // the laboratory's own page, beside the chapters
 const CHOICES = {
   speed: { 10: "10 steps/s", 60: "60 steps/s", 300: "300 steps/s", Infinity: "full speed" },
   task: { chebyshev: "Chebyshev polynomial", spirals: "two spirals", rings: "disc and ring",
@@ -111,11 +115,12 @@ export function describe({ state, message, record }, stepSize, optimizer) {
 function render({ model, el }) {
   const id = `eos-lab-${++laboratories}`, get = (name) => model.get(name);
   const live = get("_host") !== "static", presets = get("presets"), engine = laboratoryEngine();
+  const compact = get("compact");
   const options = (choices) => Object.entries(choices)
     .map(([value, text]) => `<option value="${value}">${text}</option>`).join("");
 
   /* -- skeleton: constant text; what comes from the model is set as text, never markup -- */
-  const root = make("div", { class: `eos-x eos-lab${get("compact") ? " eos-compact" : ""}`, role: "group",
+  const root = make("div", { class: `eos-x eos-lab${compact ? " eos-compact" : ""}`, role: "group",
     "aria-labelledby": `${id}-title`, "data-lm-suppress-shortcuts": "true" });
   root.innerHTML = `
     <div class="eos-title" id="${id}-title"></div>
@@ -123,16 +128,17 @@ function render({ model, el }) {
     <p class="eos-claim"></p>
     ${sliderMarkup(id, POSITIONS, '<span>η = <b class="eos-lr"></b></span><span class="eos-limit"></span>')}
     <div class="eos-run">
-      <button type="button" class="eos-go">Run</button>
-      <button type="button" class="eos-one">Step</button>
-      <button type="button" class="eos-reset">Reset</button>
-      <button type="button" class="eos-twin">Freeze a quadratic</button>
+      <button type="button" class="eos-go" disabled>Run</button>
+      <button type="button" class="eos-one" disabled>Step</button>
+      <button type="button" class="eos-reset" disabled>Reset</button>
+      <button type="button" class="eos-twin" disabled>Freeze a quadratic</button>
       <label><span class="eos-hidden">speed</span><select class="eos-speed">${options(CHOICES.speed)}</select></label>
     </div>
     <div class="eos-status"><i></i><span role="status" aria-live="polite"></span></div>
     <div class="eos-numbers"></div>
     <div class="eos-panels">
-      <div class="eos-main" role="img"><canvas></canvas></div>
+      <div class="eos-main" tabindex="0" role="slider" data-lm-suppress-shortcuts="true"
+        aria-valuemin="0" aria-describedby="${id}-title"><canvas></canvas></div>
       <div class="eos-side">
         <figure class="eos-magnifier"><figcaption></figcaption><div role="img"><canvas></canvas></div></figure>
         <figure class="eos-phase"><figcaption>oscillation and sharpness/threshold</figcaption><div role="img"><canvas></canvas></div></figure>
@@ -150,6 +156,7 @@ function render({ model, el }) {
         <button type="button" data-save="png">picture</button>
         <a>link to this run</a></span>
     </div>
+    <p class="eos-open"><a>Open this run in the laboratory</a></p>
     <details class="eos-settings"><summary>task, network, optimizer</summary><form></form>
       <p class="eos-wrong" role="alert"></p></details>
     <details class="eos-lines"><summary>the same run with eoslib</summary><pre tabindex="0"></pre></details>`;
@@ -160,6 +167,7 @@ function render({ model, el }) {
   entitle();
   model.on("change:title", entitle);
   nameSlider(root, "step size η", "smaller step size", "larger step size");
+  slider.disabled = true; // as the buttons are, until there is a run
   slider.dataset.lmSuppressShortcuts = "true";
   presets.forEach((preset, k) => chooser.append(make("option", { value: k }, preset.name)));
   chooser.append(make("option", { value: -1 }, "your own"));
@@ -170,17 +178,24 @@ function render({ model, el }) {
     field.name = name;
     form.append(make("label", {}, make("span", {}, label), field));
   }
+  if (compact) $(".eos-status").after(wrong); // the form is not there
   el.append(root);
 
   /* -- the run ------------------------------------------------------------------------------ */
   let base = {}; // the settings from which Reset begins
   let warm = 0; // steps that are done before the reader sees the run
+  let home = -1; // the preset that is shown, or −1
+  let next = null; // a run that waits until the one in progress is there to be its shadow
   let session = 0, started = null, snap = null, initial = null, stepSize = 0, unit = 2, range = [0.01, 2], goal = 0;
   let running = false, awaiting = false, stale = true, lastFrame = 0, owed = 0, axis = get("axis"), ghosts = [];
   let theme = "light", paint = null, widths = new WeakMap(), shown = {}, fit = null, fitAge = 0, point = null;
+  let cursor = null, place = null; // a step that the reader points at; where the curves are in the picture
   const name = () => `${id}-${session}`;
-  const link = connect((message) => receive(message));
-  const send = (type, content = {}) => link.send({ type, session: name(), ...content });
+  let link = null;
+  const send = (type, content = {}) => {
+    link ??= connect((message) => receive(message));
+    link.send({ type, session: name(), ...content });
+  };
   const problem = (settings) => JSON.stringify(PROBLEM.map((key) => settings[key]));
   const usesStep = () => base.optimizer !== "flow";
   const threshold = (lr) => unit / lr, symbol = () => `${number(unit)}/η`;
@@ -188,23 +203,21 @@ function render({ model, el }) {
 
   /* Begin a run. What was shown becomes a ghost if it was of the same loss function. */
   function begin(settings, { steps = 0, weights = null } = {}) {
-    const next = engine.checkSettings(settings), same = started && problem(next) === problem(base);
+    const checked = engine.checkSettings(settings), same = started && problem(checked) === problem(base);
     keep(same);
-    const needsImages = next.task === "digits";
     if (session) send("stop");
-    [base, warm, session] = [next, steps, session + 1];
+    [base, warm, session] = [checked, steps, session + 1];
     [started, snap, fit, initial, shown, point] = [null, null, null, null, same ? { high: shown.high } : {}, null];
-    const { optimizer, beta, beta1 } = next; // what the engine makes of them does not depend on the task
+    const { optimizer, beta, beta1 } = base; // what the engine makes of them does not depend on the task
     unit = new engine.Session({ task: "quadratic", optimizer, beta, beta1, stepSize: 1 }).threshold;
-    stepSize = next.stepSize;
-    for (const [at, lr] of next.changes) if (at < steps) stepSize = lr;
-    const adaptive = ["adam", "rmsprop"].includes(next.optimizer), lrs = [stepSize, ...next.changes.map((c) => c[1])];
+    stepSize = base.stepSize;
+    for (const [at, lr] of base.changes) if (at < steps) stepSize = lr;
+    const adaptive = ["adam", "rmsprop"].includes(base.optimizer), lrs = [stepSize, ...base.changes.map((c) => c[1])];
     range = [Math.min(adaptive ? 1e-5 : 0.01, ...lrs), Math.max(adaptive ? 0.1 : 2, ...lrs)];
-    awaiting = false;
-    stale = true;
+    [awaiting, cursor, stale] = [false, null, true];
     goal = steps;
     delete root.dataset.step;
-    send("start", { settings: next, recent: RECENT, initialPoint: weights, images: needsImages ? images() : undefined });
+    send("start", { settings: base, recent: RECENT, initialPoint: weights, images: base.task === "digits" ? images() : undefined });
     send("weights"); // the initial ones: nothing has moved yet
     if (steps) send("step", { steps });
     write();
@@ -247,6 +260,11 @@ function render({ model, el }) {
       if (message.outputs) fit = message.outputs;
       if (snap.state === "diverged") halt();
       stale = true;
+      if (next && snap.record.steps > goal) {
+        const { settings, steps } = next;
+        next = null;
+        begin(settings, { steps });
+      }
     }
     schedule();
   }
@@ -263,7 +281,7 @@ function render({ model, el }) {
   }
 
   function run() {
-    if (snap?.state === "diverged") return;
+    if (snap?.state === "diverged" || next) return;
     running = true;
     root.dataset.why = "";
     [lastFrame, owed] = [0, 0];
@@ -304,12 +322,17 @@ function render({ model, el }) {
   const lrAt = (position) => Number((range[0] * (range[1] / range[0]) ** (position / POSITIONS)).toPrecision(3));
   const positionOf = (lr) => (POSITIONS * Math.log(lr / range[0])) / Math.log(range[1] / range[0]);
 
+  /* What is shown is no preset any more. */
+  function forsake() {
+    home = chooser.value = -1;
+    $(".eos-claim").textContent = "";
+  }
+
   function choose(lr) {
     stepSize = clamp(lr, ...range);
     base = { ...base, stepSize, changes: [], twinAt: -1 };
     warm = 0;
-    chooser.value = -1;
-    $(".eos-claim").textContent = "";
+    if (!compact) forsake();
     if (snap?.state !== "diverged") send("stepSize", { value: stepSize });
     stale = true;
     schedule();
@@ -332,7 +355,9 @@ function render({ model, el }) {
   });
   $(".eos-reset").addEventListener("click", () => {
     if (running) halt();
-    begin(base, { steps: warm, weights: given() });
+    // in a chapter, back to the state that the text is talking about
+    if (compact && presets[home]?.warm) preset(home);
+    else begin(base, { steps: warm, weights: given() });
   });
   $(".eos-twin").addEventListener("click", () => { send("twin"); if (!running) ask(); });
   $(".eos-forget").addEventListener("click", () => { ghosts = []; stale = true; schedule(); });
@@ -349,19 +374,32 @@ function render({ model, el }) {
     schedule();
   }));
 
-  function preset(k) {
-    const { text, settings, warm: steps, axis: wanted } = presets[k];
-    if (running) halt();
-    $(".eos-claim").textContent = text;
-    chooser.value = k;
-    axis = wanted;
+  /* Say which preset is shown. */
+  function announce(k) {
+    home = chooser.value = k;
+    $(".eos-claim").textContent = presets[k].text;
+    axis = presets[k].axis;
+    speed.value = presets[k].speed;
     wrong.textContent = "";
+  }
+
+  function preset(k) {
+    const { settings, warm: steps, shadow } = presets[k];
+    if (running) halt();
+    if (next) [snap, next] = [null, null];
+    announce(k);
+    if (shadow) {
+      begin({ ...settings, ...shadow.settings }, { steps: shadow.steps });
+      ghosts = [];
+      next = { settings, steps };
+      return;
+    }
     begin(settings, { steps });
     ghosts = ghosts.slice(-1);
   }
   chooser.addEventListener("change", () => {
     if (Number(chooser.value) >= 0) preset(Number(chooser.value));
-    else { $(".eos-claim").textContent = ""; $(".eos-settings").open = true; }
+    else { forsake(); $(".eos-settings").open = true; }
   });
 
   /* A change of the form is a new run; settings that no longer fit are changed with it. */
@@ -369,23 +407,22 @@ function render({ model, el }) {
   form.addEventListener("change", ({ target }) => {
     const { SETTINGS, checkSettings } = engine;
     try {
-      const next = { ...base, stepSize, changes: [], twinAt: -1, [target.name]: SETTINGS[target.name].read(target.value.trim()) };
+      const wanted = { ...base, stepSize, changes: [], twinAt: -1, [target.name]: SETTINGS[target.name].read(target.value.trim()) };
       if (target.name === "task") {
-        Object.assign(next, { batch: 0, points: { chebyshev: 20, digits: 200, linear: 50 }[next.task] ?? 60 });
-        if (!CLASSES.includes(next.task)) next.loss = "square";
+        Object.assign(wanted, { batch: 0, points: { chebyshev: 20, digits: 200, linear: 50 }[wanted.task] ?? 60 });
+        if (!CLASSES.includes(wanted.task)) wanted.loss = "square";
       }
-      if (next.task === "quadratic" || next.optimizer === "flow") next.batch = 0;
+      if (wanted.task === "quadratic" || wanted.optimizer === "flow") wanted.batch = 0;
       if (target.name === "optimizer") {
         const adaptive = (o) => ["adam", "rmsprop"].includes(o);
-        if (adaptive(next.optimizer) !== adaptive(base.optimizer)) next.stepSize = adaptive(next.optimizer) ? 0.001 : 0.2;
+        if (adaptive(wanted.optimizer) !== adaptive(base.optimizer)) wanted.stepSize = adaptive(wanted.optimizer) ? 0.001 : 0.2;
       }
-      checkSettings(next);
+      checkSettings(wanted);
       if (running) halt();
       target.removeAttribute("aria-invalid");
       wrong.textContent = "";
-      chooser.value = -1;
-      $(".eos-claim").textContent = "";
-      begin(next);
+      forsake();
+      begin(wanted);
     } catch (error) {
       target.setAttribute("aria-invalid", "true");
       wrong.textContent = error.message;
@@ -409,7 +446,7 @@ function render({ model, el }) {
   const CELLS = 28;
   function grid() {
     const task = started?.task;
-    if (!task || base.task === "digits" || get("compact")) return undefined;
+    if (!task || base.task === "digits" || compact) return undefined;
     if (base.task === "chebyshev") return Float64Array.from({ length: 81 }, (_, i) => -1 + i / 40);
     if (base.task === "linear") return task.inputs;
     return Float64Array.from({ length: 2 * CELLS * CELLS }, (_, i) => {
@@ -478,7 +515,8 @@ function render({ model, el }) {
   /* Ranges that move seldom, so that the reader sees the run move and not the axes. */
   function ranges(runs, limit) {
     const end = Math.max(...runs.map(({ record }) => across(record, record.low.loss.length - 1)));
-    const least = axis === "time" ? (usesStep() ? 300 * base.stepSize : 10) : 300;
+    const few = base.task === "quadratic" ? 60 : 300; // steps that fill the picture at first
+    const least = axis === "time" ? (usesStep() ? few * base.stepSize : 10) : few;
     while (!(shown.x >= end * 1.04)) shown.x = shown.x ? shown.x * 1.4 : Math.max(least, end * 1.25);
     const [low, high] = extremes(runs, "loss");
     const start = Math.max(...runs.map(({ record }) => record.low.loss[0]).filter((v) => v < Infinity), 1e-300);
@@ -526,13 +564,21 @@ function render({ model, el }) {
   }
 
   function drawMain() {
-    const canvas = $(".eos-main canvas"), tall = paint.width < 600 ? 150 : 190;
+    const canvas = $(".eos-main canvas"), tall = compact ? 118 : paint.width < 600 ? 150 : 190;
     const { context, width } = surface(canvas, 2 * tall + 100);
     const left = 46, right = width - 14, limit = threshold(stepSize);
     const runs = [...ghosts, snap], range = ranges(runs, limit), x = scale(range.x, left, right);
     const panel = (name, top) => ({ left, right, top, bottom: top + tall, x, y: scale(range[name], top + tall, top),
       xs: tickLabels(range.x, (right - left) / 80), ys: tickLabels(range[name], 5) });
     const upper = panel("loss", 22), lower = panel("sharpness", tall + 58), { top, bottom, y } = lower;
+    place = { left, right, high: range.x.high };
+    const taken = []; // heights of labels
+    const tag = (text, level, look = {}) => {
+      const at = clamp(level - 6, top + 12, bottom - 4);
+      if (taken.some((other) => Math.abs(other - at) < 14)) return;
+      taken.push(at);
+      label(context, text, right - 4, at, { align: "right", bold: true, ...look });
+    };
     const clip = (panel, paintIt) => {
       context.save();
       context.beginPath();
@@ -541,12 +587,13 @@ function render({ model, el }) {
       paintIt();
       context.restore();
     };
+    const faint = (ghost) => ({ alpha: ghost.base.optimizer === "flow" ? 0.7 : 0.35 });
     const preconditioned = ["adam", "rmsprop"].includes(base.optimizer);
-    axesOn(context, upper, `train loss (${base.loss === "square" ? "½ squared error" : "cross-entropy"}), log scale`);
+    axesOn(context, upper, `train loss (${base.loss === "square" ? "½ mean squared error" : "cross-entropy"}), log scale`);
     axesOn(context, lower, preconditioned ? "preconditioned sharpness" : "sharpness",
       axis === "steps" ? "step" : usesStep() ? "time = sum of step sizes" : "time");
     clip(upper, () => {
-      for (const ghost of ghosts) curve(context, upper, ghost, "loss", { alpha: 0.35 });
+      for (const ghost of ghosts) curve(context, upper, ghost, "loss", faint(ghost));
       curve(context, upper, snap, "loss");
       if (snap.twin) curve(context, upper, { ...snap, base: { optimizer: "flow" } }, "twin", { dash: [4, 3] });
     });
@@ -560,7 +607,7 @@ function render({ model, el }) {
         if (Number.isFinite(ghost.threshold)) {
           stroke(context, color(ghost.stepSize), [[[left, y(ghost.threshold)], [right, y(ghost.threshold)]]], { dash: [5, 4], alpha: 0.45 });
         }
-        curve(context, lower, ghost, "eigenvalue1", { alpha: 0.35 });
+        curve(context, lower, ghost, "eigenvalue1", faint(ghost));
       }
       if (usesStep()) { // the line where it was, then where the slider puts it
         const list = phases(snap), at = (phase) => x(phase[axis === "time" ? 1 : 0]);
@@ -574,15 +621,69 @@ function render({ model, el }) {
       for (let j = base.eigenvalues; j > 1; j--) curve(context, lower, snap, `eigenvalue${j}`, { alpha: 0.45 });
       curve(context, lower, snap, "eigenvalue1");
     });
-    if (Number.isFinite(limit)) {
-      label(context, `${symbol()} = ${number(limit)}`, right - 4, clamp(y(limit) - 6, top + 12, bottom - 4),
-        { align: "right", style: color(stepSize), bold: true });
+    if (Number.isFinite(limit)) tag(`${symbol()} = ${number(limit)}`, y(limit), { style: color(stepSize) });
+    for (const ghost of ghosts) {
+      const { base: { optimizer }, record, threshold: was } = ghost;
+      if (optimizer === "flow") {
+        const end = x(across(record, record.low.loss.length - 1)), level = y(record.high.eigenvalue1.at(-1));
+        const room = end + 90 < right;
+        label(context, "gradient flow", room ? end + 6 : right - 4, clamp(level + (room ? 4 : -6), top + 12, bottom - 4),
+          { style: paint.ink, align: room ? "left" : "right" });
+      }
+      else if (was !== limit) tag(`${number(was * ghost.stepSize)}/η = ${number(was)}`, y(was), { style: color(ghost.stepSize), bold: false });
     }
     if (snap.twin) {
       label(context, snap.twin.state === "diverged" ? `quadratic diverged at step ${snap.twin.step}` : "quadratic, dashed",
         right - 4, upper.top + 14, { align: "right", style: paint.ink });
     }
+    if (cursor === null) return;
+    const here = x(across(snap.record, bucketAt(cursor)));
+    stroke(context, paint.ink, [upper, lower].map((one) => [[here, one.top], [here, one.bottom]]), { alpha: 0.55, width: 1 });
   }
+
+  const bucketAt = (step) => clamp(Math.floor(step / snap.record.width), 0, snap.record.low.loss.length - 1);
+
+  /* What was measured at the step that the reader points at, or at the last one. */
+  function reading() {
+    const { record } = snap, { low, high, width, steps } = record, b = cursor === null ? -1 : bucketAt(cursor);
+    const value = (channel) => {
+      if (b < 0) return number(record.recent[channel].at(-1));
+      const [from, to] = [number(low[channel][b]), number(high[channel][b])];
+      return from === to ? to : `${from} to ${to}`;
+    };
+    const limit = b < 0 ? (usesStep() ? threshold(stepSize) : Infinity) : high.threshold[b];
+    const ratio = (b < 0 ? record.recent.eigenvalue1.at(-1) : high.eigenvalue1[b]) / limit;
+    const first = b * width, last = Math.min(first + width, steps) - 1;
+    return [
+      b < 0 ? `step ${thousands(steps - 1)}` : `step ${thousands(first)}${last > first ? ` to ${thousands(last)}` : ""}`,
+      `loss ${value("loss")}`, `sharpness ${value("eigenvalue1")}`,
+      ...(limit > 0 && limit < Infinity && ratio > -Infinity ? [`${ratio.toFixed(2)} × threshold`] : []),
+    ].join(" · ");
+  }
+
+  const main = $(".eos-main");
+  const look = (step) => {
+    cursor = step;
+    stale = true;
+    schedule();
+  };
+  trackCursor(main, {
+    at: (pixel) => {
+      if (!snap || !place) return null;
+      const value = (place.high * (pixel - place.left)) / (place.right - place.left), { record } = snap;
+      if (axis === "steps") return clamp(Math.round(value), 0, record.steps - 1);
+      const beyond = record.high.time.findIndex((time) => time >= value);
+      return beyond < 0 ? record.steps - 1 : beyond * record.width;
+    },
+    move: ({ key }) => {
+      if (!snap) return undefined;
+      const { steps, width } = snap.record, last = steps - 1, at = cursor ?? last;
+      const by = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 20, PageDown: -20 }[key];
+      if (by) return clamp((bucketAt(at) + by) * width, 0, last);
+      return { Home: 0, End: last }[key];
+    },
+    set: look,
+  });
 
   function frameOf(context, width, height, names) {
     stroke(context, paint.rule, [[[0.5, 0.5], [width - 0.5, 0.5], [width - 0.5, height - 0.5], [0.5, height - 0.5], [0.5, 0.5]]], { width: 1 });
@@ -707,6 +808,7 @@ function render({ model, el }) {
 
   function update() {
     stale = false;
+    if (!base.task) return; // not begun
     if (!paint) dress();
     const limit = usesStep() ? threshold(stepSize) : Infinity, diverged = snap?.state === "diverged";
     root.style.setProperty(`--eta-${theme}`, color(stepSize));
@@ -717,24 +819,28 @@ function render({ model, el }) {
     $(".eos-limit").textContent = usesStep() ? `${symbol()} = ${number(limit)}` : "no threshold";
     slider.setAttribute("aria-valuetext", `step size ${number(stepSize)}, threshold ${symbol()} = ${number(limit)}`);
     go.textContent = running ? "Pause" : "Run";
-    go.disabled = diverged || !snap;
-    $(".eos-one").disabled = diverged || !snap;
-    $(".eos-twin").disabled = diverged || !snap || !usesStep() || Boolean(snap.twin);
+    go.disabled = diverged || !snap || Boolean(next);
+    $(".eos-one").disabled = go.disabled;
+    $(".eos-twin").disabled = go.disabled || !usesStep();
     $(".eos-forget").disabled = !ghosts.length;
-    if (!snap) return;
-    const { record } = snap, last = (channel) => record.recent[channel]?.at(-1);
+    $(".eos-reset").disabled = !started || Boolean(next);
+    if (!snap || next) return;
+    const { record } = snap;
     const words = `${describe(snap, stepSize, base.optimizer)}${!running && root.dataset.why ? `; ${root.dataset.why}` : ""}`
-      + (diverged ? ". Choose a smaller step size and press Reset." : "");
+      + (!diverged ? "" : compact && presets[home]?.warm ? ". Press Reset to go back." : ". Choose a smaller step size and press Reset.");
     if (status.textContent !== words) status.textContent = words; // spoken when it changes
     root.classList.toggle("eos-lost", diverged);
-    const facts = [`step ${thousands(record.steps - 1)}`, `loss ${number(last("loss"))}`,
-      `sharpness ${number(last("eigenvalue1"))}`, ...(limit < Infinity ? [`${(last("eigenvalue1") / limit).toFixed(2)} × threshold`] : [])];
-    $(".eos-numbers").textContent = facts.join(" · ");
-    Object.assign(root.dataset, { step: record.steps - 1, state: snap.state, sharpness: last("eigenvalue1"), threshold: limit });
+    const facts = reading();
+    $(".eos-numbers").textContent = facts;
+    const here = cursor === null ? record.steps - 1 : cursor;
+    for (const [key, value] of [["max", record.steps - 1], ["now", here], ["text", facts.replaceAll(" · ", ", ")]]) {
+      main.setAttribute(`aria-value${key}`, value);
+    }
+    Object.assign(root.dataset, { step: record.steps - 1, state: snap.state, sharpness: record.recent.eigenvalue1.at(-1), threshold: limit });
     if (!(paint.width ||= root.clientWidth)) return;
     drawMain();
-    $(".eos-main").setAttribute("aria-label", `train loss and sharpness: ${words}`);
-    if (!get("compact")) {
+    main.setAttribute("aria-label", `train loss and sharpness, ${words}`);
+    if (!compact) {
       drawMagnifier();
       drawPhase();
       drawFit();
@@ -749,7 +855,12 @@ function render({ model, el }) {
   const address = () => `#laboratory?${[snap.address, `at=${snap.record.steps - 1}`].filter(Boolean).join("&")}`;
 
   function remember() {
+    const repeats = !given(); // weights that came from Python are not in the address
+    $(".eos-export a").hidden = !repeats;
+    $(".eos-open").hidden = live || !repeats;
+    if (!repeats) return;
     $(".eos-export a").href = address();
+    $(".eos-open a").href = PAGE + address();
     if (get("linked") && touched) history.replaceState(null, "", address());
   }
 
@@ -861,6 +972,19 @@ for lr, steps in [${plan.join(", ")}]:
   speed.value = 300;
   // the page's address changes when the reader does something, not before
   for (const event of ["click", "input", "change"]) root.addEventListener(event, () => { touched = true; }, true);
+  function fromPython() {
+    if (running) halt();
+    next = null;
+    forsake();
+    wrong.textContent = "";
+    try {
+      base = engine.checkSettings(get("settings"));
+      begin(base, { weights: given() });
+    } catch (error) {
+      wrong.textContent = error.message;
+      $(".eos-settings").open = true;
+    }
+  }
   const described = () => get("linked") && location.hash.match(/^#laboratory\?(.*)$/)?.[1];
   function open() {
     let complaint = "";
@@ -869,7 +993,10 @@ for lr, steps in [${plan.join(", ")}]:
         const parts = described().split("&"), at = parts.find((part) => part.startsWith("at="));
         const steps = clamp(Math.floor(Number(at?.slice(3)) || 0), 0, 1e6);
         const settings = engine.decodeSettings(parts.filter((part) => part !== at).join("&"));
-        chooser.value = -1;
+        const { encodeSettings } = engine, written = encodeSettings(settings);
+        const k = presets.findIndex((one) => encodeSettings(one.settings) === written);
+        if (k < 0) forsake();
+        else announce(k);
         begin(settings, { steps });
         return;
       } catch (error) {
@@ -878,13 +1005,10 @@ for lr, steps in [${plan.join(", ")}]:
     }
     const k = presets.findIndex((one) => one.key === get("preset"));
     if (k >= 0) preset(k);
-    else {
-      chooser.value = -1;
-      base = engine.checkSettings(get("settings"));
-      begin(base, { weights: given() });
-    }
+    else fromPython();
+    if (!complaint) return;
     wrong.textContent = complaint;
-    if (complaint) $(".eos-settings").open = true;
+    $(".eos-settings").open = true;
   }
   const reopen = () => {
     if (!described() || (snap && location.hash === address())) return;
@@ -892,17 +1016,27 @@ for lr, steps in [${plan.join(", ")}]:
     open();
   };
   if (get("linked")) self.addEventListener("hashchange", reopen);
+  model.on("change:settings", fromPython);
   const hidden = () => { if (document.hidden && running) halt("paused while the page was hidden"); };
   document.addEventListener("visibilitychange", hidden);
   const unwatch = watch(root, () => { paint = null; stale = true; schedule(); });
-  open();
+  $(".eos-twin").hidden = compact && !presets.some(({ settings }) => settings.twinAt >= 0);
+  // a laboratory far down in a chapter takes no time before the reader comes near
+  const near = new IntersectionObserver((entries) => {
+    if (!entries.some((entry) => entry.isIntersecting)) return;
+    near.disconnect();
+    open();
+  }, { rootMargin: "600px" });
+  near.observe(root);
   return () => {
+    near.disconnect();
     unwatch();
+    model.off("change:settings", fromPython);
     model.off("change:title", entitle);
     self.removeEventListener("hashchange", reopen);
     document.removeEventListener("visibilitychange", hidden);
     cancelAnimationFrame(frame);
-    link.close();
+    link?.close();
   };
 }
 

@@ -7,25 +7,34 @@ Jupyter as in a page without a kernel. With a kernel it hands over each run when
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anywidget
 import numpy as np
 import traitlets
 from numpy.typing import ArrayLike, NDArray
 
+from eoslib.palette import ACCENT, INK, step_size_color
+from eoslib.plotting import book_style
 from eoslib.runs import Outcome, Run, Series
 from eoslib.widgets._shared import COLORS, _read, front_end
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: The network of most experiments: 1-20-20-1, tanh, on T₄ at 20 points.
 _SMALL: dict[str, Any] = {"degree": 4, "hidden": [20, 20]}
 
-#: Ready-made experiments, one for each claim: engine settings, steps done before the reader sees
-#: the run, the x axis, and what to look for.
+#: Ready-made experiments, one for each claim: name, what to look for, engine settings; if need be
+#: steps done before the reader sees the run (`warm`), another run drawn as its shadow, the x axis
+#: (``"time"``), steps per second.
 PRESETS: dict[str, dict[str, Any]] = {
     "edge": {
         "name": "Sharpening up to 2/η",
@@ -47,6 +56,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "settings": {**_SMALL, "stepSize": 0.1, "changes": [[1400, 0.2]]},
         "warm": 1390,
     },
+    "hand": {
+        "name": "At the edge, your hand on the step size",
+        "text": "This run sits at 2/η = 14. Move the slider while it runs. Down to 0.1: does the "
+        "sharpness jump, creep, or stay? Reset, then up to 0.2: how soon does the loss notice?",
+        "settings": {**_SMALL, "stepSize": 0.14},
+        "warm": 1250,
+    },
     "flow": {
         "name": "No steps at all: gradient flow",
         "text": "Gradient flow is the limit of small steps; it has no threshold. On the same "
@@ -54,7 +70,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "settings": {**_SMALL, "optimizer": "flow"},
         "axis": "time",
     },
+    "beside_flow": {
+        "name": "Gradient descent beside gradient flow",
+        "text": "In black the sharpness along gradient flow, against time. Gradient descent starts "
+        "at the same weights. Up to where will it keep to the black curve? And with η = 0.25?",
+        "settings": {**_SMALL, "stepSize": 0.2},
+        "shadow": {"settings": {"optimizer": "flow"}, "steps": 1000},
+        "axis": "time",
+    },
     "quadratic": {
+        "name": "A quadratic: nothing brings it back",
+        "text": "A bowl with the curvatures 20 and ½: its sharpness cannot move. While it runs, "
+        "take the line below 20, then above it again. Does the loss ever turn round without you?",
+        "settings": {"task": "quadratic", "spectrum": [20, 0.5], "stepSize": 0.09},
+        "speed": 10,
+    },
+    "taylor": {
         "name": "What the quadratic model says",
         "text": "At step 380, just after the crossing, the loss is frozen at its second-order "
         "Taylor polynomial, and both go on (dashed: the polynomial). Which one survives?",
@@ -108,6 +139,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 #: Images of digits that the page carries.
 NUM_IMAGES = 300
 
+#: The presets' runs as the engine makes them, for pictures (`scripts/laboratory_runs.py`).
+RUNS_FILE = Path(__file__).parent / "laboratory_runs.npz"
+
+#: The step sizes at the two ends of the colour map: those of the slider in the page.
+_RANGE, _ADAPTIVE_RANGE = (0.01, 2.0), (1e-5, 0.1)
+
 
 def _setting_names() -> frozenset[str]:
     """The names of the engine's settings, read from the engine."""
@@ -137,9 +174,12 @@ class Laboratory(anywidget.AnyWidget):
             values are checked by the engine, which says in the page what is wrong.
         initial_point: initial weights for `settings`, ``(P,)``, in PyTorch's order, such as a
             `Run.final_point`; by default the engine draws them from its own seed.
-        compact: leave out the side panels and the settings, for use inside a chapter.
+        compact: for use inside a chapter: the step size, the two curves and a link that opens the
+            run in the book's page `laboratory`, with everything else. Where the preset begins in
+            the middle of a run, *Reset* goes back there.
         linked: keep the state in the page's address; for at most one laboratory on a page.
-        title: heading and accessible name.
+        title: heading and accessible name; by default "The laboratory", or the preset's name in
+            a compact one.
 
     Raises:
         ValueError: `preset` or a setting is unknown, `initial_point` comes without `settings`, or
@@ -174,7 +214,7 @@ class Laboratory(anywidget.AnyWidget):
         initial_point: ArrayLike | None = None,
         compact: bool = False,
         linked: bool = False,
-        title: str = "The laboratory",
+        title: str | None = None,
     ) -> None:
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
@@ -194,20 +234,44 @@ class Laboratory(anywidget.AnyWidget):
                     "initial_point must be a vector of finite numbers, got shape "
                     f"{weights.shape}; take Run.final_point or Objective.initial_point"
                 )
-        images, pixels = _digits()
+        shown = {preset: PRESETS[preset]} if compact else PRESETS
+        if compact and settings is not None:
+            shown = {}
+        if title is None:
+            title = "".join(one["name"] for one in shown.values()) if compact else ""
+        needs_images = any(
+            one.get("task") == "digits"
+            for one in [settings or {}, *(preset["settings"] for preset in shown.values())]
+        )
+        images, pixels = _digits() if needs_images else ({}, b"")
         super().__init__(
-            title=title,
+            title=title or "The laboratory",
             preset=preset if settings is None else "",
             settings=json.loads(json.dumps(dict(settings or {}))),
             initial_point=weights.tobytes(),
             compact=compact,
             linked=linked,
             presets=[
-                {"key": key, "warm": 0, "axis": "steps", **one} for key, one in PRESETS.items()
+                {"key": key, "warm": 0, "axis": "steps", "speed": 300, **one}
+                for key, one in shown.items()
             ],
             images=images,
             pixels=pixels,
         )
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """Add a picture of the preset's run, for readers without JavaScript."""
+        data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
+        data["text/plain"] = f"{self.title}: a laboratory, which needs JavaScript"
+        if self.preset:
+            import matplotlib.pyplot as plt
+
+            figure, buffer = picture(self.preset), io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=110)
+            plt.close(figure)
+            data["image/png"] = base64.b64encode(buffer.getvalue()).decode("ascii")
+            data["text/plain"] += "; here a picture of its run, loss above and sharpness below"
+        return data, metadata
 
     def __repr__(self) -> str:
         """Say what is shown; no memory address, so that outputs stay the same between builds."""
@@ -226,6 +290,45 @@ class Laboratory(anywidget.AnyWidget):
         if not self.result:
             return None
         return _run_from_page(self.result, np.frombuffer(self.numbers, dtype="<f8"))
+
+
+def picture(preset: str) -> Figure:
+    """Draw the run of a preset as the engine makes it: loss above, sharpness below."""
+    import matplotlib.pyplot as plt
+
+    one = PRESETS[preset]
+    settings, is_time = one["settings"], one.get("axis") == "time"
+    adaptive = settings.get("optimizer") in ("adam", "rmsprop")
+    is_flow = settings.get("optimizer") == "flow"
+    color = (
+        INK["light"]
+        if is_flow
+        else step_size_color(
+            settings.get("stepSize", 0.2), *(_ADAPTIVE_RANGE if adaptive else _RANGE)
+        )
+    )
+    with np.load(RUNS_FILE, allow_pickle=False) as stored:
+        runs = {
+            name: (stored[name], float(stored[f"{name}-width"]))
+            for name in (preset, f"{preset}-shadow")
+            if name in stored
+        }
+    with book_style():
+        figure, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(7.2, 4.6))
+        for name, (rows, width) in runs.items():
+            time, loss, threshold, sharpness, twin = rows
+            steps = width * np.arange(rows.shape[2])
+            x = time[0] if is_time else steps
+            hue = color if name == preset else INK["light"]
+            for ax, (low, high) in ((upper, loss), (lower, sharpness)):
+                ax.fill_between(x, low, high, color=hue, linewidth=1.2)
+            if name == preset:
+                lower.plot(x, threshold[1], "--", color=color)
+                upper.plot(x, twin[1], "--", color=ACCENT["light"])
+        highest = np.nanmax(runs[preset][0][1])
+        upper.set(yscale="log", ylabel="train loss", ylim=(None, 2 * highest))
+        lower.set(ylabel="sharpness", ylim=(0, None), xlabel="time" if is_time else "step")
+    return figure
 
 
 def _run_from_page(result: Mapping[str, Any], numbers: NDArray[np.float64]) -> Run:

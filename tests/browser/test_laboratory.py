@@ -89,12 +89,13 @@ def run_to(page: Any, step: int, speed: str = "Infinity") -> dict[str, Any]:
 
 def at_rest(page: Any) -> dict[str, Any]:
     """What is shown once nothing moves any more."""
-    while True:
+    for _ in range(600):
         before = facts(page)
         page.wait_for_timeout(100)
         now = facts(page)
         if now["step"] == before["step"] and now["go"] == "Run":
             return now
+    raise AssertionError(f"it does not come to rest: {now}")
 
 
 def saved(page: Any, kind: str) -> Path:
@@ -314,7 +315,7 @@ def test_gradient_flow_passes_the_line_of_gradient_descent(shown: Any) -> None:
 
 @browser_test
 def test_the_quadratic_diverges_and_the_network_does_not(shown: Any) -> None:
-    choose(shown, "quadratic")
+    choose(shown, "taylor")
     reach(shown, 370)
     now = run_to(shown, 900)
     assert now["state"] == "training"
@@ -327,9 +328,11 @@ def test_the_quadratic_diverges_and_the_network_does_not(shown: Any) -> None:
     run_to(shown, 100)
     button(shown, "Step").click()
     frozen = int(at_rest(shown)["step"])
-    button(shown, "Freeze a quadratic").click()
-    button(shown, "Step").click()
-    assert f"twinAt={frozen}&" in at_rest(shown)["link"]
+    for at in (frozen, frozen + 1):  # once more, from the next iterate
+        button(shown, "Freeze a quadratic").click()
+        button(shown, "Step").click()
+        reach(shown, at + 1)
+        assert f"twinAt={at}&" in at_rest(shown)["link"]
 
 
 # -- settings --------------------------------------------------------------------------------------
@@ -518,6 +521,233 @@ def test_three_on_one_page(page: Any, tmp_path: Path) -> None:
     assert data["initialPoint"] == weights.tolist()
     assert page.evaluate("location.hash") == "", "none of them was given the address"
     assert page.problems == []
+
+
+@pytest.fixture
+def chapter(page: Any, tmp_path: Path) -> Any:
+    """A page with three compact laboratories far apart, beside the laboratory's own page."""
+    page.add_init_script(
+        """window.workers = 0;
+           const Before = Worker;
+           window.Worker = class extends Before {
+             constructor(address) { super(address); workers += 1; }
+           };"""
+    )
+    widgets = (Laboratory(preset, compact=True) for preset in ("raise", "quadratic", "momentum"))
+    address = write_page(tmp_path / "chapter.html", *widgets, share=True)
+    text = (tmp_path / "chapter.html").read_text()
+    own = len(text) + sum(path.stat().st_size for path in tmp_path.glob("*.js"))
+    shared = [path for path in tmp_path.glob("*.js") if path.stat().st_size > 1000]
+    assert len(shared) == 2, "one program and one style sheet for all three"
+    assert own < 250_000
+    # the first is in sight, the others are not
+    apart = "<style>.static-widget { margin-bottom: 2000px; }</style></head>"
+    (tmp_path / "chapter.html").write_text(text.replace("</head>", apart))
+    write_page(tmp_path / "laboratory.html", Laboratory(linked=True), share=True)
+    visit(page, address)
+    yield page
+    assert page.blocked == []
+    assert page.problems == []
+
+
+def bring(page: Any, which: int) -> Any:
+    lab = page.locator(ROOT).nth(which)
+    lab.scroll_into_view_if_needed()
+    reach(page, 0, which)
+    return lab
+
+
+@browser_test
+def test_three_in_a_chapter_wait_for_the_reader(chapter: Any) -> None:
+    reach(chapter, PRESETS["raise"]["warm"])
+    chapter.wait_for_timeout(500)
+    assert facts(chapter)["step"] == PRESETS["raise"]["warm"], "it does not start by itself"
+    assert facts(chapter)["go"] == "Run"
+    assert chapter.evaluate("workers") == 1, "those out of sight do nothing"
+    last = bring(chapter, 2)
+    last.locator(".eos-go").click()
+    reach(chapter, 30, 2)
+    second = bring(chapter, 1)
+    assert facts(chapter, 1)["step"] == 0
+    last.locator(".eos-go").click()
+    assert chapter.evaluate("workers") == 3
+    assert facts(chapter)["step"] == PRESETS["raise"]["warm"], "the first was left alone"
+    # the quadratic: above its line it goes up, and it comes down again only with a smaller step
+    for _ in range(2):
+        second.get_by_role("button", name="larger step size").click()
+    assert float(facts(chapter, 1)["lr"]) > 0.1
+    take(second, 15)
+    for _ in range(3):
+        second.get_by_role("button", name="smaller step size").click()
+    take(second, 25)
+    losses = losses_of(second)
+    peak = int(np.argmax(losses))
+    assert peak == 15
+    assert losses[15] > 100 * losses[0]
+    assert (np.diff(losses[4:16]) > 0).all()
+    assert (np.diff(losses[15:]) < 0).all()
+
+
+def take(lab: Any, steps: int) -> None:
+    """Press *Step* so many times."""
+    root = lab.element_handle()
+    for _ in range(steps):
+        before = int(lab.get_attribute("data-step"))
+        lab.get_by_role("button", name="Step", exact=True).click()
+        lab.page.wait_for_function(
+            "([root, before]) => Number(root.dataset.step) > before", arg=[root, before]
+        )
+
+
+def losses_of(lab: Any) -> np.ndarray:
+    """The losses of a run of at most 60 steps, read off with the cursor."""
+    plot = lab.locator(".eos-main")
+    plot.focus()
+    plot.press("Home")
+    found = []
+    for _ in range(int(lab.get_attribute("data-step")) + 1):
+        settle(lab.page)
+        text = plot.get_attribute("aria-valuetext")
+        assert text.startswith(f"step {len(found)}, ")
+        found.append(as_number(re.search(r"loss (\S+),", text)[1]))
+        plot.press("ArrowRight")
+    return np.array(found)
+
+
+def as_number(text: str) -> float:
+    """A number as the widgets write it: 0.05, 12,400, 3.10×10⁻⁵."""
+    mantissa, _, power = text.replace(",", "").partition("×10")
+    digits = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+    return float(mantissa.replace("−", "-")) * 10.0 ** int(power.translate(digits) or 0)
+
+
+@browser_test
+def test_reset_in_a_chapter_goes_back_to_what_the_text_is_about(chapter: Any) -> None:
+    warm = PRESETS["raise"]["warm"]
+    reach(chapter, warm)
+    before = at_rest(chapter)
+    slider(chapter).press("End")
+    button(chapter, "Run").click()
+    chapter.wait_for_selector(f"{ROOT}[data-state=diverged]", state="attached")
+    assert facts(chapter)["words"].endswith("Press Reset to go back.")
+    button(chapter, "Reset").click()
+    chapter.wait_for_selector(f"{ROOT}[data-state=training]", state="attached")
+    reach(chapter, warm)
+    now = at_rest(chapter)
+    for name in ("step", "lr", "sharpness", "threshold"):
+        assert now[name] == before[name]
+
+
+@browser_test
+def test_a_run_of_a_chapter_goes_on_in_the_laboratory(chapter: Any) -> None:
+    reach(chapter, PRESETS["raise"]["warm"])
+    run_to(chapter, 1500)
+    slider(chapter).press("PageDown")
+    now = run_to(chapter, 1600)
+    chapter.get_by_role("link", name="Open this run in the laboratory").first.click()
+    chapter.wait_for_url("**/laboratory.html#laboratory?*")
+    reach(chapter, int(now["step"]))
+    again = at_rest(chapter)
+    for name in ("step", "lr", "sharpness", "threshold"):
+        assert again[name] == now[name], "bit for bit"
+    assert chapter.locator(".eos-settings").is_visible()
+
+
+@browser_test
+def test_a_compact_one_in_a_phone(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    page = open_page(**PHONE)
+    visit(page, write_page(tmp_path / "page.html", Laboratory("taylor", compact=True)))
+    reach(page, PRESETS["taylor"]["warm"])
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    box = page.locator(ROOT).bounding_box()
+    assert box["height"] < 740, "all of it is in sight at once"
+    assert button(page, "Freeze a quadratic").is_visible()
+
+
+@browser_test
+def test_an_unusable_setting_is_named_in_a_compact_one(page: Any, tmp_path: Path) -> None:
+    settings = {"task": "quadratic", "batch": 2}
+    path = write_page(tmp_path / "page.html", Laboratory(settings=settings, compact=True))
+    page.goto(path)
+    page.get_by_text("batch must be 0 with the quadratic").wait_for()
+
+
+# -- cursor ----------------------------------------------------------------------------------------
+
+
+@browser_test
+def test_the_cursor_reads_the_run(shown: Any) -> None:
+    run_to(shown, 200, speed="Infinity")
+    data = recorded(shown)
+    numbers, plot = shown.locator(".eos-numbers"), shown.locator(".eos-main")
+    last = numbers.inner_text()
+    box = plot.bounding_box()
+    shown.mouse.move(box["x"] + box["width"] / 2, box["y"] + 60)
+    settle(shown)
+    step = int(re.match(r"step (\d+)", numbers.inner_text())[1])
+    assert 50 < step < data["steps"]
+    assert f"sharpness {data['low']['eigenvalue1'][step]:.3g}" in numbers.inner_text()
+    assert f"loss {data['low']['loss'][step]:.3g} " in numbers.inner_text()
+    shown.mouse.move(0, 0)
+    settle(shown)
+    assert numbers.inner_text() == last
+    plot.focus()
+    plot.press("Home")
+    for _ in range(3):
+        plot.press("ArrowRight")
+    plot.press("PageUp")
+    settle(shown)
+    assert plot.get_attribute("aria-valuenow") == "23"
+    assert numbers.inner_text().startswith("step 23 · ")
+    plot.press("Escape")
+    settle(shown)
+    assert numbers.inner_text() == last
+
+
+@browser_test
+def test_the_cursor_reads_ranges_of_long_runs(page: Any, tmp_path: Path) -> None:
+    """Beyond 1,024 steps a place stands for several: what is read is their lowest and highest."""
+    settings = {"task": "quadratic", "stepSize": 0.0999, "spectrum": [20, 0.01]}
+    visit(page, write_page(tmp_path / "page.html", Laboratory(settings=settings)))
+    run_to(page, 3000)
+    data = recorded(page)
+    assert data["every"] >= 4
+    plot = page.locator(".eos-main")
+    plot.focus()
+    plot.press("Home")
+    settle(page)
+    text = plot.get_attribute("aria-valuetext")
+    assert text.startswith(f"step 0 to {data['every'] - 1}, ")
+    low, high = (as_number(t) for t in re.search(r"loss (\S+) to (\S+),", text).groups())
+    assert low == pytest.approx(data["low"]["loss"][0], rel=0.01)
+    assert high == pytest.approx(data["high"]["loss"][0], rel=0.01)
+    assert low < high
+
+
+# -- a run beside another --------------------------------------------------------------------------
+
+
+@browser_test
+def test_gradient_descent_keeps_to_gradient_flow_up_to_its_line(shown: Any) -> None:
+    choose(shown, "beside_flow")
+    shown.wait_for_function("!document.querySelector('.eos-go').disabled", timeout=60_000)
+    assert not button(shown, "Forget earlier runs").is_disabled(), "gradient flow is the shadow"
+    assert facts(shown)["limit"] == "2/η = 10"
+    run_to(shown, 600)
+    descent = recorded(shown)
+    choose(shown, "flow")
+    reach(shown, 0)
+    run_to(shown, 1000)
+    flow = recorded(shown)
+
+    def sharpness(data: dict[str, Any], time: float) -> float:
+        times, values = (np.array(data["high"][name]) for name in ("time", "eigenvalue1"))
+        return float(np.interp(time, times, values))
+
+    crossing = next(i for i, v in enumerate(descent["high"]["eigenvalue1"]) if v > 10)
+    for time in np.linspace(5, 0.2 * crossing, 8):
+        assert sharpness(descent, time) == pytest.approx(sharpness(flow, time), rel=0.03)
+    assert sharpness(flow, 100) > 1.4 * sharpness(descent, 100)
 
 
 @browser_test

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ipywidgets.embed import embed_data
+from ipywidgets.embed import dependency_state, embed_data
 
 MOUNT_SCRIPT = Path(__file__).resolve().parents[2] / "book" / "_ext" / "static_widgets.js"
 
@@ -17,7 +17,9 @@ def write_page(path: Path, *widgets: Any, share: bool = False, theme: str | None
 
     `share`: keep long strings in scripts of their own, as the book's build does.
     """
-    embedded = embed_data(views=list(widgets), drop_defaults=False)
+    # without a state of their own, every widget that this process ever made would be in the page
+    own = dependency_state(widgets, drop_defaults=False)
+    embedded = embed_data(views=list(widgets), drop_defaults=False, state=own)
     state, views = embedded["manager_state"], embedded["view_specs"]
     scripts = []
     if share:
