@@ -107,6 +107,7 @@ export function describe({ state, message, record }, stepSize, optimizer) {
   if (optimizer === "flow") return late > early ? "following gradient flow, sharpening" : "following gradient flow";
   const ratio = late / threshold[n - 1];
   if (loss[n - 1] < 1e-14) return "solved";
+  if (late === early) return ratio > 1 ? "above the threshold" : "below the threshold"; // a quadratic
   if (ratio > 1.2) return "above the threshold";
   if (ratio > 0.9) return "at the edge";
   return late > early ? "below the edge, sharpening" : "below the edge, not sharpening";
@@ -589,7 +590,9 @@ function render({ model, el }) {
     };
     const faint = (ghost) => ({ alpha: ghost.base.optimizer === "flow" ? 0.7 : 0.35 });
     const preconditioned = ["adam", "rmsprop"].includes(base.optimizer);
-    axesOn(context, upper, `train loss (${base.loss === "square" ? "½ mean squared error" : "cross-entropy"}), log scale`);
+    const loss = base.task === "quadratic" ? "loss (½ Σ aᵢθᵢ²)"
+      : `train loss (${base.loss === "square" ? "½ mean squared error" : "cross-entropy"})`;
+    axesOn(context, upper, `${loss}, log scale`);
     axesOn(context, lower, preconditioned ? "preconditioned sharpness" : "sharpness",
       axis === "steps" ? "step" : usesStep() ? "time = sum of step sizes" : "time");
     clip(upper, () => {
