@@ -139,7 +139,7 @@ function render({ model, el }) {
     <div class="eos-numbers"></div>
     <div class="eos-panels">
       <div class="eos-main" tabindex="0" role="slider" data-lm-suppress-shortcuts="true"
-        aria-valuemin="0" aria-describedby="${id}-title"><canvas></canvas></div>
+        aria-label="train loss and sharpness" aria-valuemin="0" aria-valuemax="0" aria-valuenow="0"><canvas></canvas></div>
       <div class="eos-side">
         <figure class="eos-magnifier"><figcaption></figcaption><div role="img"><canvas></canvas></div></figure>
         <figure class="eos-phase"><figcaption>oscillation and sharpness/threshold</figcaption><div role="img"><canvas></canvas></div></figure>

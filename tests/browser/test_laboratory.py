@@ -782,6 +782,33 @@ def test_every_control_has_a_name(shown: Any) -> None:
 
 
 @browser_test
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("compact", [False, True])
+def test_axe_finds_nothing(page: Any, tmp_path: Path, theme: str, compact: bool) -> None:
+    """The rules of axe-core (WCAG and good practice) on a laboratory that runs."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    widgets = [Laboratory("taylor", compact=compact)]
+    if compact:
+        widgets.append(Laboratory("momentum", compact=True))
+    visit(page, write_page(tmp_path / "page.html", *widgets, theme=theme))
+    # axe compares colours with the page's, which here has none of its own
+    colors = {"light": "#ffffff", "dark": "#14181e"}
+    page.add_style_tag(content=f"body {{ background: {colors[theme]} }}")
+    page.evaluate(
+        "document.querySelectorAll('.eos-lab details').forEach((d) => { d.open = true; })"
+    )
+    reach(page, 370)
+    found = Axe().run(page, context=ROOT).response["violations"]
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
+    page.evaluate(
+        "document.querySelector('.eos-run label').replaceWith(document.createElement('select'))"
+    )
+    again = Axe().run(page, context=ROOT).response["violations"]
+    assert "select-name" in [one["id"] for one in again], "it would have found a nameless control"
+
+
+@browser_test
 def test_a_title_is_text_not_markup(page: Any, tmp_path: Path) -> None:
     title = "<img src=x onerror='window.hacked = 1'></script>"
     visit(page, write_page(tmp_path / "page.html", Laboratory(title=title)))
