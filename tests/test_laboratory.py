@@ -138,6 +138,98 @@ def test_bad_arguments_are_refused():
             Laboratory(settings={}, initial_point=wrong)
 
 
+def test_settings_may_be_assigned_later():
+    laboratory = Laboratory()
+    laboratory.settings = {"hidden": (8, 4)}
+    assert laboratory.settings == {"hidden": [8, 4]}, "as JSON has it"
+    with pytest.raises(ValueError, match="unknown settings width; there are"):
+        laboratory.settings = {"width": 3}
+    assert laboratory.settings == {"hidden": [8, 4]}
+
+
+# -- what the chapters ask the reader to predict ---------------------------------------------------
+
+
+def series(preset: str, steps: int, **changed: object) -> dict[str, np.ndarray]:
+    """A preset's run, with settings changed, as the page would make it: every step."""
+    job = run_job(PRESETS[preset]["settings"] | changed, steps, points=False)
+    (found,) = drive(job)
+    return {
+        name: np.array([np.nan if v is None else v for v in values])
+        for name, values in found["series"].items()
+    }
+
+
+def test_edge_of_stability_half_the_step_size_takes_more_than_twice_as_long():
+    first = series("edge", 400)["eigenvalue1"]
+    second = series("edge", 1300, stepSize=0.1)["eigenvalue1"]
+    assert 340 < int(np.argmax(first > 10)) < 360
+    assert int(np.argmax(second > 20)) > 800
+
+
+def test_crossing_the_edge_creeps_down_and_jumps_up():
+    before = PRESETS["hand"]["warm"]
+    lower = series("hand", 2500, changes=[[1300, 0.1]])["eigenvalue1"]
+    at_the_edge = np.median(lower[before:1300])
+    assert at_the_edge == pytest.approx(2 / 0.14, rel=0.03)
+    assert lower[1310] < 1.06 * at_the_edge, "it does not jump"
+    assert 1.15 * at_the_edge < np.median(lower[2300:]) < 20, "it creeps towards the line at 20"
+    higher = series("hand", 1700, changes=[[1300, 0.2]])
+    assert higher["loss"][1300:1311].max() > 30 * higher["loss"][1300], "ten steps"
+    assert np.median(higher["eigenvalue1"][1310:1340]) < 10, "it lands below the line"
+
+
+def test_momentum_puts_the_line_at_20():
+    run = series("momentum", 2000, stepSize=0.15)
+    assert run["threshold"][0] == pytest.approx(20)
+    assert np.median(run["eigenvalue1"][1400:]) == pytest.approx(20, rel=0.1)
+
+
+def test_leaving_gradient_flow_at_the_same_share_above_the_line():
+    shares = []
+    for lr, last in ((0.2, 600), (0.25, 450)):
+        sharpness = series("beside_flow", last, stepSize=lr)["eigenvalue1"]
+        shares.append(sharpness.max() * lr / 2)
+    assert shares[0] == pytest.approx(1.4, abs=0.06)
+    assert shares[1] == pytest.approx(shares[0], rel=0.05)
+
+
+def test_not_a_quadratic_story_the_network_rises_first_and_comes_back():
+    run = series("taylor", 700)
+    assert 1 < run["eigenvalue1"][380] / 10 < 1.1, "not a tenth above"
+    loss, twin = run["loss"], run["twin"]
+    assert np.allclose(loss[381:420], twin[381:420], rtol=0.05), "they do not part at once"
+    rises = [380 + int(np.argmax(values[380:] > 2 * loss[380])) for values in (loss, twin)]
+    assert 380 < rises[0] < rises[1]
+    assert loss[rises[0] :].max() > 5 * loss[380] > 5 * loss[550], "it came back"
+    assert np.nanmax(twin) > 1e3
+
+
+def test_what_step_size_goes_back_to_its_line_with_a_bang():
+    run = series("drop", 3000, changes=[[1000, 0.15], [1500, 0.2]])
+    assert np.median(run["eigenvalue1"][1450:1500]) > 11.5
+    assert run["loss"][1500:1700].max() > 10 * run["loss"][1500]
+    assert np.median(run["eigenvalue1"][2000:]) == pytest.approx(10, rel=0.1)
+
+
+def test_stochastic_gradients_creep():
+    sharpness = series("batches", 4500, changes=[[1500, 0.05]])["eigenvalue1"]
+    before, after = np.median(sharpness[1000:1500]), np.median(sharpness[4000:])
+    assert 4 < before < 7
+    assert 1.1 < after / before < 1.6
+    assert after < 10, "not even at the old line"
+
+
+def test_cross_entropy_uses_the_room_early_and_not_late():
+    early = series("cross_entropy", 1600, changes=[[1000, 0.1]])["eigenvalue1"]
+    late = series("cross_entropy", 3200, changes=[[2400, 0.1]])["eigenvalue1"]
+    assert late[900:1000] == pytest.approx(10, rel=0.1)
+    assert np.median(early[1400:]) > 15
+    assert late[2400] == pytest.approx(5, abs=0.3)
+    assert late[2400:].max() < 5.5
+    assert late[3100] < 4
+
+
 def test_repr_is_the_same_in_every_build():
     assert repr(Laboratory("adam")) == "Laboratory('adam')"
     assert repr(Laboratory(settings={"degree": 3})) == "Laboratory({'degree': 3})"

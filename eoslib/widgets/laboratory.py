@@ -187,6 +187,7 @@ class Laboratory(anywidget.AnyWidget):
 
     Attributes:
         run: the reader's run when it last paused, or None.
+        settings: those of the constructor; assigning others begins a run with them, in the page.
     """
 
     _esm, _css = front_end("laboratory")
@@ -218,12 +219,6 @@ class Laboratory(anywidget.AnyWidget):
     ) -> None:
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-        known = _setting_names()
-        if unknown := set(settings or {}) - known:
-            raise ValueError(
-                f"unknown settings {', '.join(sorted(unknown))}; there are "
-                f"{', '.join(sorted(known))}"
-            )
         weights = np.zeros(0)
         if initial_point is not None:
             if settings is None:
@@ -247,7 +242,7 @@ class Laboratory(anywidget.AnyWidget):
         super().__init__(
             title=title or "The laboratory",
             preset=preset if settings is None else "",
-            settings=json.loads(json.dumps(dict(settings or {}))),
+            settings=dict(settings or {}),
             initial_point=weights.tobytes(),
             compact=compact,
             linked=linked,
@@ -258,6 +253,17 @@ class Laboratory(anywidget.AnyWidget):
             images=images,
             pixels=pixels,
         )
+
+    @traitlets.validate("settings")
+    def _check_settings(self, proposal: Mapping[str, Any]) -> dict[str, Any]:
+        settings: dict[str, Any] = json.loads(json.dumps(proposal["value"]))
+        known = _setting_names()
+        if unknown := set(settings) - known:
+            raise ValueError(
+                f"unknown settings {', '.join(sorted(unknown))}; there are "
+                f"{', '.join(sorted(known))}"
+            )
+        return settings
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Add a picture of the preset's run, for readers without JavaScript."""

@@ -280,6 +280,7 @@ def middle(data: dict[str, Any], first: int, last: int) -> float:
         ("cross_entropy", 2600, 2400, 0.2, 0.8),
         ("drop", 3000, 2600, 0.9, 1.1),
         ("raise", 2800, 2200, 0.9, 1.1),
+        ("hand", 1700, 1250, 0.95, 1.05),
     ],
 )
 def test_presets_reach_their_line(
@@ -722,6 +723,48 @@ def test_the_cursor_reads_ranges_of_long_runs(page: Any, tmp_path: Path) -> None
     assert low == pytest.approx(data["low"]["loss"][0], rel=0.01)
     assert high == pytest.approx(data["high"]["loss"][0], rel=0.01)
     assert low < high
+
+
+# -- what comes from Python ------------------------------------------------------------------------
+
+LIVE_MODEL = """async ([esm, state]) => {
+  const url = URL.createObjectURL(new Blob([esm], { type: "text/javascript" }));
+  const { default: widget } = await import(url);
+  const listeners = {};
+  self.model = {
+    get: (name) => state[name], set(name, value) { state[name] = value; }, save_changes() {},
+    on: (event, listener) => { (listeners[event] ??= []).push(listener); }, off() {},
+    assign(name, value) { // what a message from a kernel does
+      state[name] = value;
+      for (const listener of listeners[`change:${name}`] ?? []) listener();
+    },
+  };
+  widget.render({ model, el: document.body });
+}"""
+
+
+@browser_test
+def test_settings_that_python_assigns_reach_the_page(page: Any) -> None:
+    laboratory = Laboratory(settings={"degree": 3, "hidden": [8], "stepSize": 0.1})
+    names = ("title", "preset", "settings", "presets", "colors", "compact", "linked")
+    page.goto("about:blank")
+    page.set_content("<!doctype html><title>test</title>")
+    page.evaluate(
+        LIVE_MODEL, [laboratory._esm, {name: getattr(laboratory, name) for name in names}]
+    )
+    reach(page, 0)
+    assert facts(page)["lr"] == "0.1"
+    assert page.locator("form [name=hidden]").input_value() == "8"
+    run_to(page, 30)
+    page.evaluate("model.assign('settings', { degree: 3, hidden: [5, 5], stepSize: 0.05 })")
+    reach(page, 0)
+    now = at_rest(page)
+    assert now["step"] == 0, "a new run, which waits for the reader"
+    assert now["limit"] == "2/η = 40"
+    assert page.locator("form [name=hidden]").input_value() == "5,5"
+    page.evaluate("model.assign('settings', { hidden: [0] })")
+    assert "hidden must be" in page.get_by_role("alert").inner_text()
+    assert page.problems == []
 
 
 # -- a run beside another --------------------------------------------------------------------------
