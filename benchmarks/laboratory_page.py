@@ -157,7 +157,7 @@ def longest_cpu(trace: bytes) -> float:
     ]
     if not tasks:
         raise RuntimeError("the trace holds no task of a main thread: has its format changed?")
-    return max(tasks)
+    return float(max(tasks))
 
 
 def rounded(numbers: dict[str, Any]) -> dict[str, Any]:
