@@ -148,7 +148,7 @@ def longest_cpu(trace: bytes) -> float:
         for event in events
         if event.get("name") == "thread_name" and event["args"].get("name") == "CrRendererMain"
     }
-    tasks = [
+    tasks: list[float] = [
         event["tdur"] / 1000
         for event in events
         if event.get("name", "").endswith("RunTask")

@@ -678,7 +678,7 @@ def test_an_unusable_setting_is_named_in_a_compact_one(page: Any, tmp_path: Path
 
 @browser_test
 def test_the_cursor_reads_the_run(shown: Any) -> None:
-    run_to(shown, 200, speed="Infinity")
+    run_to(shown, 200, speed="300")
     data = recorded(shown)
     numbers, plot = shown.locator(".eos-numbers"), shown.locator(".eos-main")
     last = numbers.inner_text()
