@@ -27,6 +27,14 @@ A small residual does not say that the pair found is the *leading* one: a start 
 component along the leading eigenvector cannot see it. A random start has one; a warm start may lose
 it, which is why `eoslib.tracker.SharpnessTracker` starts from random vectors now and then.
 
+**When a warm start is worth nothing.** Let (λ_i, x_i) be eigenpairs of a nearby operator H − E from
+which the search starts, and κ its largest eigenvalue beyond them. By Weyl's inequality no
+eigenvector that the start lacks has a value above κ + ‖E‖. The start samples E at no cost:
+Ex_i = Hx_i − λ_i x_i. Where κ + max_i ‖Ex_i‖ reaches the Ritz value sought, the search stops as
+`EigenStatus.LOST`, however small its residuals are: it would find *an* eigenvalue, but maybe not
+the leading one. (A maximum over a few x_i may fall short of ‖E‖; along training at the edge of
+stability it was at least as large as the change of any of the six leading eigenvalues.)
+
 **Several operators at once.** An operator that stands for R matrices is solved in lockstep: every
 array has a leading dimension R, each matrix takes the same decisions as it would alone, and a
 result is taken when its own matrix has converged.
@@ -61,6 +69,9 @@ __all__ = [
 #: tests/test_tracker.py for stretches of training that it was chosen on.
 _SAFETY = 4.0
 
+#: Ritz vectors that a result holds beyond those asked for, at most.
+_SPARE = 3
+
 #: A basis and its images restart before they take more memory than this.
 _BASIS_BYTES = 2**30
 
@@ -73,6 +84,7 @@ class EigenStatus(enum.Enum):
 
     CONVERGED = "every eigenvalue asked for meets the tolerance, or is at rounding level"
     MAX_PRODUCTS = "out of products before converging; raise max_products or loosen the tolerance"
+    LOST = "the operator is not near the one that the start belongs to; start from random vectors"
     EXHAUSTED = "the basis spans the whole space and residuals remain; is the operator symmetric?"
     NOT_FINITE = "a product was NaN or infinite; has the loss diverged at this point?"
 
@@ -93,8 +105,8 @@ class EigenResult:
         error_estimates: ``(k,)``, estimated |λ_j − θ_j|; see the module's docstring.
         num_products: products spent.
         status: how the solve ended.
-        subspace: ``(P, j)``, k ≤ j ≤ k + 2: the leading Ritz vectors with up to two to spare, from
-            which to start a solve for a nearby operator. The spare ones are approximate.
+        subspace: ``(P, j)``, k ≤ j ≤ k + 3: the leading Ritz vectors with up to three to spare,
+            from which to start a solve for a nearby operator. The spare ones are approximate.
         subspace_values: ``(j,)``, their Ritz values.
     """
 
@@ -128,7 +140,8 @@ class Start:
 
     Attributes:
         vectors: ``(P, j)``, finite and not zero.
-        known: ``(m,)`` eigenvalues of a nearby operator, leading first: stand-ins for μ.
+        known: ``(m,)`` eigenvalues of a nearby operator, leading first: stand-ins for μ. The first
+            j belong to the vectors, and the next one is κ; see the module's docstring.
     """
 
     vectors: Tensor
@@ -294,6 +307,7 @@ class _Search:
             # A start is used whole before its matrix may converge: its vectors were put there to
             # keep an eigenvalue from being missed.
             ready = self.products >= lengths
+            lost = self._lost(values, known, lengths)
             complete = found >= self.k
             done = ready & closed.all(axis=1) if complete else np.zeros(self.num_runs, bool)
             last = np.full(self.num_runs, self.products >= self.limit)
@@ -301,6 +315,7 @@ class _Search:
             state = (values, coefficients, norms, errors)
             if callback is not None:
                 callback(self._result(0, EigenStatus.MAX_PRODUCTS, *state))
+            self._settle(lost, EigenStatus.LOST, *state)
             self._settle(done, EigenStatus.CONVERGED, *state)
             self._settle(spent, EigenStatus.EXHAUSTED, *state)
             self._settle(last, EigenStatus.MAX_PRODUCTS, *state)
@@ -440,6 +455,20 @@ class _Search:
         best: _Array = bounds.min(axis=2)
         return best
 
+    def _lost(self, values: _Array, known: _Array, lengths: _Array) -> _Flags:
+        """Which searches have just used their start and found that it says too little."""
+        lost = np.zeros(self.num_runs, bool)
+        judged = (lengths == self.products) & (lengths >= self.k)
+        for run in np.flatnonzero(judged & (self.accuracy is not None)):
+            beyond = known[run, lengths[run] :]
+            if not len(beyond) or beyond[0] == -np.inf:
+                continue
+            started = torch.from_numpy(self.sign * known[run, : self.k, None]).to(self.rows)
+            change = self.images[run, : self.k] - started * self.rows[run, : self.k]
+            drift = float(change.double().norm(dim=1).max())
+            lost[run] = beyond[0] + drift >= values[run, self.k - 1]
+        return lost
+
     def _restart(self, coefficients: _Array) -> None:
         """Keep the span of the given Ritz vectors only; no product is spent."""
         keep = coefficients.shape[2]
@@ -471,7 +500,8 @@ class _Search:
         else:
             values, coefficients, norms, errors = state
             rows = self.rows
-        leading = torch.from_numpy(np.ascontiguousarray(coefficients[run, :, : k + 2].T)).to(rows)
+        kept = np.ascontiguousarray(coefficients[run, :, : k + _SPARE].T)
+        leading = torch.from_numpy(kept).to(rows)
         subspace = leading @ rows[run, : leading.shape[1]]
         return EigenResult(
             values=_padded(torch.from_numpy(self.sign * values[run, :k]), k),
@@ -481,7 +511,7 @@ class _Search:
             num_products=self.products,
             status=status,
             subspace=subspace.T,
-            subspace_values=torch.from_numpy(self.sign * values[run, : k + 2]),
+            subspace_values=torch.from_numpy(self.sign * values[run, : k + _SPARE]),
         )
 
     def _all_settled(self) -> bool:

@@ -12,10 +12,10 @@ Three observations make it cheap:
   error of the eigenvalue (see `eoslib.eigen`).
 
 Two things guard against following the wrong eigenvector. The search carries one or two Ritz vectors
-more than it reports, so that when the next eigenvalue overtakes, it is already there. And now and
-then a second search starts from random vectors alone, because what came up from further below is
-invisible to a start without any component along it: every so many measurements, and whenever the
-run has jumped, so that the nearest measurement is much further away than usual.
+more than it reports, so that when the next eigenvalue overtakes, it is already there. And a second
+search starts from random vectors alone, because what came up from further below is invisible to a
+start without any component along it: every so many measurements, and whenever the Hessian has
+changed so much that something from below may have come up (`EigenStatus.LOST`).
 """
 
 from __future__ import annotations
@@ -39,16 +39,12 @@ __all__ = ["SharpnessTracker"]
 #: one's: clusters of eigenvalues near the edge exchange places from one measurement to the next.
 _CLUSTER = 0.9
 
-#: A run has jumped when the nearest measurement is this many times further away than those before.
-_JUMP = 5.0
-
 
 @dataclass
 class _Memory:
-    """One measurement of one run: where, how far from the nearest before it, what was found."""
+    """One measurement of one run: where, and what was found."""
 
     theta: Tensor
-    distance: float
     vectors: Tensor
     known: Tensor
 
@@ -146,17 +142,24 @@ class SharpnessTracker:
             _nearest(memories, point)
             for memories, point in zip(self._memories, points, strict=True)
         ]
-        starts = [None if memory is None else memory.start for memory, _ in near]
+        starts = [None if memory is None else memory.start for memory in near]
         due = self._count % self._cold_every == 0
-        cold = [
-            due or not memories or distance > _JUMP * min(memory.distance for memory in memories)
-            for memories, (_, distance) in zip(self._memories, near, strict=True)
-        ]
+        cold = [due or memory is None for memory in near]
         if any(cold):
-            starts = self._joined_with_cold(operator, starts, cold)
+            found = self._search_from_random(operator)
+            starts = [
+                _joined(start, result) if needed else start
+                for start, result, needed in zip(starts, found, cold, strict=True)
+            ]
         results = self._search(operator, starts, self._rtol)
-        for run, (point, result) in enumerate(zip(points, results, strict=True)):
-            self._remember(run, point, near[run][1], result)
+        lost = [result.status is EigenStatus.LOST for result in results]
+        if any(lost):
+            found = self._search_from_random(operator)
+            for run in range(len(lost)):
+                if lost[run]:
+                    starts[run], results[run] = None, found[run]
+        for run, (point, start, result) in enumerate(zip(points, starts, results, strict=True)):
+            self._remember(run, point, start, result)
             self.unconverged += result.status is not EigenStatus.CONVERGED
         self._count += 1
         self.num_products += operator.num_products - before
@@ -189,51 +192,56 @@ class SharpnessTracker:
             max_products=self._max_products,
         )
 
-    def _joined_with_cold(
-        self, operator: SymmetricOperator, starts: list[Start | None], wanted: list[bool]
-    ) -> list[Start | None]:
-        """The starts wanted, joined with what a search from random vectors alone has found.
+    def _search_from_random(self, operator: SymmetricOperator) -> list[EigenResult]:
+        """Search from random vectors alone.
 
-        The larger of the two answers is right; joined, the next search returns it. The random
-        search stops by the residual, because an unlucky draw may converge to the second pair before
-        it sees the first.
+        It stops by the residual, because an unlucky draw may converge to the second pair before it
+        sees the first.
         """
         size = (operator.size, min(self.k + 1, operator.size))
         # Seeded by the measurement, so that a run draws the same whichever others it runs beside.
         generator = torch.Generator().manual_seed(self._seed + self._count)
         draw = torch.randn(size, generator=generator, dtype=torch.float64)
         random = Start(draw.to(operator.device, operator.dtype), torch.empty(0))
-        found = self._search(operator, [random] * len(starts), None)
-        joined: list[Start | None] = []
-        for start, result, needed in zip(starts, found, wanted, strict=True):
-            if not needed or result.status is EigenStatus.NOT_FINITE:
-                joined.append(start)
-            else:
-                warm = result.subspace[:, :0] if start is None else start.vectors
-                vectors = torch.cat([warm, result.subspace], dim=1)
-                joined.append(Start(vectors, result.subspace_values))
-        return joined
+        return self._search(operator, [random] * len(self._memories), None)
 
-    def _remember(self, run: int, point: Tensor, distance: float, result: EigenResult) -> None:
+    def _remember(self, run: int, point: Tensor, start: Start | None, result: EigenResult) -> None:
         if result.status is EigenStatus.NOT_FINITE or result.subspace.shape[1] < self.k:
             return
-        values = result.subspace_values
+        known = result.subspace_values
         carried = self.k + 1
-        if len(values) > carried and values[carried] > _CLUSTER * values[self.k - 1]:
+        if len(known) > carried and known[carried] > _CLUSTER * known[self.k - 1]:
             carried += 1
-        older = self._memories[run][-1].known if self._memories[run] else values
-        known = torch.cat([values, older[len(values) :]])
-        memory = _Memory(point.clone(), distance, result.subspace[:, :carried], known)
+        if start is not None:
+            # A Ritz value of a vector that was not in the start may be far below the eigenvalue.
+            new, older = start.vectors.shape[1], start.known
+            both = max(len(known), len(older))
+            found, before = (
+                torch.nn.functional.pad(values, (0, both - len(values)), value=-torch.inf)
+                for values in (known, older)
+            )
+            known = torch.cat([found[:new], torch.maximum(found, before)[new:]])
+        memory = _Memory(point.clone(), result.subspace[:, :carried], known)
         self._memories[run] = [*self._memories[run][-1:], memory]
 
 
-def _nearest(memories: list[_Memory], point: Tensor) -> tuple[_Memory | None, float]:
-    """The measurement made nearest to this point, the later one on a tie, and its distance."""
-    if not memories:
-        return None, torch.inf
+def _joined(start: Start | None, found: EigenResult) -> Start | None:
+    """A start joined with what a search from random vectors has found.
+
+    The larger of the two answers is right; joined, the next search returns it.
+    """
+    if found.status is EigenStatus.NOT_FINITE:
+        return start
+    vectors = [found.subspace] if start is None else [found.subspace, start.vectors]
+    return Start(torch.cat(vectors, dim=1), found.subspace_values)
+
+
+def _nearest(memories: list[_Memory], point: Tensor) -> _Memory | None:
+    """The measurement made nearest to this point, the later one on a tie."""
     distances = [float((point - memory.theta).norm()) for memory in memories]
-    index = -1 if distances[-1] <= min(distances) else 0
-    return memories[index], distances[index]
+    if not distances:
+        return None
+    return memories[-1 if distances[-1] <= min(distances) else 0]
 
 
 def _as_several(operator: SymmetricOperator) -> SymmetricOperator:

@@ -15,6 +15,7 @@ from eoslib import (
     UnconvergedError,
     lanczos,
 )
+from eoslib.eigen import Start
 from tests.oracles import with_spectrum
 
 DOUBLE = torch.float64
@@ -171,3 +172,24 @@ def test_dense_matrices_must_be_symmetric():
         SymmetricOperator.from_dense(torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
     with pytest.raises(ValueError, match="square matrix"):
         SymmetricOperator.from_dense(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(("turned", "status"), [(0.05, "CONVERGED"), (1.2, "LOST")])
+@pytest.mark.parametrize("which", ["largest_algebraic", "smallest_algebraic"])
+def test_a_start_from_a_distant_operator_is_not_trusted(turned, status, which):
+    # H = V diag(λ) Vᵀ, and a start made of eigenvectors turned by an angle in a plane each.
+    leading = torch.tensor([5.0, 4.5, 2.0], dtype=DOUBLE)
+    eigenvalues = torch.cat([leading, torch.linspace(0, 1, 57, dtype=DOUBLE)])
+    if which == "smallest_algebraic":
+        eigenvalues = -eigenvalues
+    operator, basis = with_spectrum(eigenvalues)
+    angle = torch.tensor(turned, dtype=DOUBLE)
+    vectors = angle.cos() * basis[:, :2] + angle.sin() * basis[:, 40:42]
+    start = Start(vectors, eigenvalues[:3])
+    result = lanczos(operator, start=start, which=which, accuracy=1e-3)
+    assert result.status is EigenStatus[status]
+    if result.status is EigenStatus.CONVERGED:
+        assert result.eigenvalue() == pytest.approx(float(eigenvalues[0]), rel=1e-3)
+    else:
+        with pytest.raises(UnconvergedError, match="not near the one that the start belongs to"):
+            result.eigenvalue()

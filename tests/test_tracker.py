@@ -21,20 +21,23 @@ from tests.oracles import dense_hessian
 
 DOUBLE = torch.float64
 
-#: Problem, step size, steps before the stretch: training at or near the edge of stability.
+#: Step size, steps before the stretch, seed, products allowed a measurement, on average: training
+#: at or near the edge of stability, and far beyond it.
 STRETCHES = {
-    "chebyshev": (0.3, 600),
-    "digits": (0.2, 150),
-    "digits, wild": (0.5, 100),
-    "digits, cross-entropy": (0.5, 200),
+    "chebyshev": (0.3, 600, 0, 5),
+    "digits": (0.2, 150, 0, 5),
+    "digits, wild": (0.5, 100, 0, 15),
+    "digits, cross-entropy": (0.5, 200, 0, 5),
+    # Recorded the second eigenvalue, 6.5 % too low, while every search was trusted that converged.
+    "digits, cross-entropy, catapults": (2.0, 60, 2, 20),
 }
 
 
-def objective_of(name):
+def objective_of(name, seed=0):
     if name == "chebyshev":
         model = build("fc-tanh", 1, 1, widths=(12, 12), seed=1, init="lecun")
         return Objective.from_dataset(model, chebyshev(4))
-    model = build("fc-tanh", 64, 10, widths=(16, 16))
+    model = build("fc-tanh", 64, 10, widths=(16, 16), seed=seed)
     loss = "cross_entropy" if "entropy" in name else "square"
     data = digits(120, redrawn_labels=0.2) if "entropy" in name else digits(120)
     return Objective.from_dataset(model, data, loss)
@@ -43,7 +46,8 @@ def objective_of(name):
 @pytest.mark.parametrize("stride", [1, 5])
 @pytest.mark.parametrize("name", STRETCHES)
 def test_every_measurement_is_as_accurate_as_it_says(name, stride):
-    objective, (lr, before) = objective_of(name), STRETCHES[name]
+    lr, before, seed, allowed = STRETCHES[name]
+    objective = objective_of(name, seed)
     theta = objective.initial_point
     tracker = SharpnessTracker(objective, rtol=1e-3)
     errors, spent = [], []
@@ -57,7 +61,7 @@ def test_every_measurement_is_as_accurate_as_it_says(name, stride):
             errors.append(abs(found / exact - 1))
         theta = theta - lr * objective.gradient(theta)
     assert max(errors) <= 1e-3
-    assert np.mean(spent) <= (5 if name != "digits, wild" else 12)
+    assert np.mean(spent) <= allowed
     assert min(spent) >= 2
     assert tracker.unconverged == 0
 
@@ -162,6 +166,20 @@ def test_the_tracker_follows_the_dense_hessian_along_training():
     np.testing.assert_array_equal(run["sharpness"].values, run["eigenvalues"].values[:, 0])
     assert tracker.unconverged == 0
     assert tracker.num_products < 8 * len(exact)
+
+
+def test_what_was_the_top_and_is_now_the_null_space_is_not_taken_for_the_top():
+    # Curvatures 6 w_i²: along the first two directions they vanish, so that the start's vectors are
+    # eigenvectors still, without any residual; the third one has become the top.
+    objective = Objective(_Wells(50), torch.zeros(2, 1), torch.zeros(2, 50), dtype=DOUBLE)
+    tracker = SharpnessTracker(objective, cold_every=10**6)
+    theta = torch.zeros(50, dtype=DOUBLE)
+    theta[:3] = torch.tensor([1.0, 0.9, 0.5])
+    assert float(tracker(theta)[0]) == pytest.approx(6)
+    theta[:3] = torch.tensor([0.0, 0.0, 0.5])
+    for memory in tracker._memories[0]:
+        memory.vectors[2:] = 0
+    assert float(tracker(theta)[0]) == pytest.approx(6 * 0.25, rel=1e-3)
 
 
 class _Wells(torch.nn.Module):
