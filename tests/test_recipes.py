@@ -160,21 +160,33 @@ def in_small(experiment, steps):
     return replace(experiment, **changes)
 
 
-HEAVY = {"standard-", "transformer", "vary-cnn", "batch-norm", "deep-linear"}
+HEAVY = {"transformer", "vary-cnn", "batch-norm", "deep-linear"}
+
+#: VGG-11 and ResNet-32 take minutes for a measurement on two cores, whatever the data are; their
+#: networks and products are tested in test_networks.py. Of the other convolutional ones the two
+#: losses differ in a name.
+TRIED = [
+    name
+    for name in RECIPES
+    if not name.startswith("standard-")
+    and not (name.startswith(("vary-cnn", "batch-norm")) and name.endswith("cross-entropy"))
+]
 
 
 @pytest.mark.parametrize(
     "name",
     [
         pytest.param(name, marks=[pytest.mark.slow] if name.startswith(tuple(HEAVY)) else [])
-        for name in RECIPES
+        for name in TRIED
     ],
 )
-def test_every_recipe_runs_on_a_stand_in(name, tiny, tmp_path):
+def test_a_recipe_runs_on_a_stand_in(name, tiny, tmp_path):
     recipe = RECIPES[name]
     last = recipe.by_rule or recipe.experiments[-1]
     for experiment in {e.key: e for e in (recipe.experiments[0], last)}.values():
         small = in_small(experiment, 2)
+        if small.lr is not None:  # on another task the recipe's may be far too large
+            small = replace(small, lr=min(small.lr, 1e-3))
         folder = tiny / "wikitext-2" if small.dataset.startswith("wikitext") else tiny
         data = folder if small.dataset.startswith(("cifar10", "wikitext")) else None
         run = run_experiment(small, tmp_path, data=data, device="cpu")
