@@ -175,6 +175,18 @@ _STANDARD: dict[str, Any] = {
     "architecture": "fc-tanh",
     "accuracy_goal": 0.99,
 }
+_ELEVEN = [f"fc-{name}" for name in ("tanh", "relu", "elu", "softplus", "hardtanh")]
+_ELEVEN += [f"cnn-{pool}{name}" for pool in ("", "avgpool-") for name in ("tanh", "relu", "elu")]
+#: Thresholds 2/η at which they are trained on a thousand images, by kind of network and loss: the
+#: smaller lies a little above the sharpness that these networks have at the start.
+_FIXED = {
+    ("fc", "square"): (100, 200),
+    ("fc", "cross-entropy"): (30, 60),
+    ("cnn", "square"): (120, 240),
+    ("cnn", "cross-entropy"): (30, 60),
+    ("cnn-avgpool", "square"): (40, 80),
+    ("cnn-avgpool", "cross-entropy"): (15, 30),
+}
 _LOSSES = {"square": "square", "cross-entropy": "cross_entropy"}
 
 
@@ -239,9 +251,7 @@ def _figures() -> list[Recipe]:
 def _networks() -> list[Recipe]:
     """Eleven networks and two losses."""
     recipes = []
-    names = [f"fc-{a}" for a in ("tanh", "relu", "elu", "softplus", "hardtanh")]
-    names += [f"cnn-{pool}{a}" for pool in ("", "avgpool-") for a in ("tanh", "relu", "elu")]
-    for name in names:
+    for name in _ELEVEN:
         for short, loss in _LOSSES.items():
             task: dict[str, Any] = {**_STANDARD, "architecture": name, "loss": loss}
             kept: dict[str, Any] = {"quantities": {"projection": {"every": 250}}}
@@ -257,6 +267,47 @@ def _networks() -> list[Recipe]:
                     by_rule=_gd(30_000, **task, **kept),
                 )
             )
+    return recipes
+
+
+def _fixed() -> list[Recipe]:
+    """The same networks at fixed step sizes, without a flow: what two cores can do in hours."""
+    recipes = []
+    for name in _ELEVEN:
+        for short, loss in _LOSSES.items():
+            task: dict[str, Any] = {
+                **_STANDARD,
+                "dataset": "cifar10-1k-per_pixel",
+                "architecture": name,
+                "loss": loss,
+                "sharpness_every": 20,
+                "quantities": {"accuracy": {"every": 20}},
+            }
+            kind = name.rpartition("-")[0]
+            recipes.append(
+                Recipe(
+                    f"1k-{name}-{short}",
+                    f"{name} on 1,000 images, {short}",
+                    "appendix J, on a fifth of its images",
+                    ("C17",),
+                    tuple(_gd(10_000, 2 / t, **task) for t in _FIXED[kind, short]),
+                    replace(_FC if name.startswith("fc-") else _CNN, examples=1_000),
+                    "Step sizes and number of images chosen by us, for two CPU cores.",
+                )
+            )
+    for short, loss in _LOSSES.items():
+        task = {**_STANDARD, "loss": loss, "quantities": {"accuracy": {"every": 25}}}
+        recipes.append(
+            Recipe(
+                f"5k-fc-tanh-{short}",
+                f"fc-tanh on 5,000 images, {short}, at fixed step sizes",
+                "figure 5 without gradient flow",
+                ("C5", "C6", "C7", "C8", "C9"),
+                tuple(_gd(20_000, 2 / t, **task) for t in (100, 200)),
+                _FC,
+                "Step sizes chosen by us, for two CPU cores.",
+            )
+        )
     return recipes
 
 
@@ -564,6 +615,7 @@ RECIPES: dict[str, Recipe] = {
     for recipes in (
         _figures(),
         _networks(),
+        _fixed(),
         _normalised(),
         _standard(),
         _sharpening(),
