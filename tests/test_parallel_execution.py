@@ -1,0 +1,70 @@
+"""The extension that executes the chapters of a build several at a time."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from jupyter_cache import get_cache  # type: ignore[import-untyped]
+from nbformat.v4 import new_code_cell, new_notebook
+
+FILE = Path(__file__).parents[1] / "book" / "_ext" / "parallel_execution.py"
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+
+
+@pytest.fixture(scope="module")
+def extension() -> Any:
+    spec = importlib.util.spec_from_file_location("parallel_execution", FILE)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def notebook(path: Path, source: str) -> Path:
+    nbformat.write(new_notebook(cells=[new_code_cell(source)], metadata=KERNEL), path)
+    return path
+
+
+def printed(cache: Any, path: Path) -> str:
+    _, merged = cache.merge_match_into_notebook(nbformat.read(path, as_version=4))
+    return str(merged.cells[0].outputs[0].text)
+
+
+def test_what_is_missing_is_executed_at_the_same_time(
+    extension: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(extension.os, "cpu_count", lambda: 2)
+    # Each waits for the file that the other writes, so one after another they would never end.
+    wait = "import pathlib, time\npathlib.Path({mine!r}).touch()\n"
+    wait += "while not pathlib.Path({other!r}).exists(): time.sleep(0.01)\nprint({mine!r})"
+    paths = [
+        notebook(tmp_path / "one.ipynb", wait.format(mine="1", other="2")),
+        notebook(tmp_path / "two.ipynb", wait.format(mine="2", other="1")),
+    ]
+    cache = get_cache(tmp_path / "cache")
+    extension.execute_into(cache, paths, timeout=60)
+    assert [printed(cache, path) for path in paths] == ["1\n", "2\n"]
+    assert all(record.data["execution_seconds"] > 0 for record in cache.list_cache_records())
+    said = capsys.readouterr().err
+    assert "executing 2 chapters, 2 at a time" in said
+    assert "2 of 2" in said
+
+    extension.execute_into(cache, paths, timeout=60)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_failing_notebook_is_not_cached_and_stops_no_other(
+    extension: Any, tmp_path: Path, capsys: Any
+) -> None:
+    bad = notebook(tmp_path / "bad.ipynb", "raise ValueError('no')")
+    good = notebook(tmp_path / "good.ipynb", "print('fine')")
+    cache = get_cache(tmp_path / "cache")
+    extension.execute_into(cache, [bad, good], timeout=60)
+    assert printed(cache, good) == "fine\n"
+    with pytest.raises(KeyError):
+        cache.match_cache_notebook(nbformat.read(bad, as_version=4))
+    assert "bad.ipynb failed" in capsys.readouterr().err
