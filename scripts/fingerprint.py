@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXECUTION_INPUTS = ("eoslib", "benchmarks", "requirements.txt")
 
 #: What the look of every page depends on, beside the page itself.
-PAGE_INPUTS = ("book/_ext", "_config.yml", "_toc.yml")
+PAGE_INPUTS = ("book/_ext", "_config.yml", "_toc.yml", "runs/index.json")
 
 
 def files_below(path: Path) -> Iterator[Path]:

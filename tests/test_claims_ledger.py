@@ -77,6 +77,7 @@ def test_a_failing_claim_shows_as_failing(ledger):
     assert "1 claims, 2 checks on 1 pages; 1 of them say" in text
     assert "does not hold in 1 of 2 checks" in text
     assert "no page checks C1, C2" in text
+    assert claims["C1"]["claim"] in text
     failing = [
         n for part in parts for n in part.findall(nodes.inline) if "eos-fails" in n["classes"]
     ]
@@ -84,6 +85,34 @@ def test_a_failing_claim_shows_as_failing(ledger):
         "does not hold in 1 of 2 checks",
         "does not hold",
     ]
+
+
+def test_checks_of_stored_runs_have_a_column_of_their_own(ledger):
+    claims = {"C5": ledger.read_claims()["C5"]}
+    lines = "\n".join(
+        [
+            "C5 holds: digits: plateau ≈ 1.01, expected ≥ 0.97",
+            "C5 does not hold: stored, 5,000 images: plateau = 0.50, expected ≥ 0.97",
+        ]
+    )
+    grouped = {"C5": ledger.checks_in(page_with(lines), "p")}
+    _, overview, *_ = ledger._ledger(claims, grouped, lambda check: check.page)
+    _, row = overview.findall(nodes.row)
+    assert [cell.astext() for cell in row.children[3:]] == [
+        "holds in 1 of 1 checks",
+        "does not hold in 1 of 1 checks",
+    ]
+
+
+def test_experiments_without_a_stored_run_are_listed_with_their_command(ledger, tmp_path):
+    (tmp_path / "fig4").mkdir()
+    (tmp_path / "fig4" / "a.npz").touch()
+    (tmp_path / "chebyshev-4").mkdir()  # an empty folder is no run
+    said, table = ledger._not_run(tmp_path)
+    commands = [node.astext() for node in table.findall(nodes.literal)]
+    assert "python -m eoslib reproduce chebyshev-4" in commands
+    assert "python -m eoslib reproduce fig4" not in commands
+    assert said.astext().startswith(f"1 of the {len(commands) + 1} experiments")
 
 
 def test_the_claims_are_complete_and_mistakes_are_refused(ledger, tmp_path):

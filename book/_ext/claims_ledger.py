@@ -7,6 +7,10 @@ A check cell prints one line for each check (`eoslib.checks.check`)::
 While the pages are read, every such line about a claim of `book/claims.yml` is collected from the
 outputs themselves. The directive ``{claims-ledger}`` joins the two. So nothing is listed that was
 not checked in this very build, and a claim that does not hold somewhere shows as not holding.
+
+A check of stored runs, at the paper's scale or nearer to it, begins its quantity with "stored":
+these have a column of their own. The experiments of `eoslib.recipes` that have no stored run yet
+are listed with the command that runs them.
 """
 
 from __future__ import annotations
@@ -19,12 +23,14 @@ from typing import Any
 
 import yaml
 from docutils import nodes  # type: ignore[import-untyped]
+from eoslib.recipes import RECIPES, Recipe
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 CLAIMS = Path(__file__).resolve().parent.parent / "claims.yml"
+STORE = CLAIMS.parent.parent / "runs"
 
 LINE = re.compile(
     r"^(?P<claim>C\d+) (?P<verdict>holds|does not hold): (?P<what>.*) (?P<sign>[=≈]) "
@@ -53,6 +59,11 @@ class Check:
     page: str
     section: str
 
+    @property
+    def of_stored_runs(self) -> bool:
+        """Whether it looks at runs that are kept in the repository, not at a run of its page."""
+        return self.what.startswith("stored")
+
 
 class ClaimsLedger(SphinxDirective):
     """A placeholder for the ledger, which can be written only when all pages have been read."""
@@ -62,6 +73,14 @@ class ClaimsLedger(SphinxDirective):
         self.env.note_dependency(str(CLAIMS))
         _ledgers(self.env).add(self.env.docname)
         return [nodes.container(classes=["eos-ledger"])]
+
+
+class ExperimentsNotRun(SphinxDirective):
+    """A placeholder for the list of what has no stored run; it stands on the ledger's page."""
+
+    def run(self) -> list[nodes.Node]:
+        """Leave the place."""
+        return [nodes.container(classes=["eos-not-run"])]
 
 
 def read_claims(path: Path = CLAIMS) -> dict[str, dict[str, Any]]:
@@ -174,6 +193,9 @@ def fill(app: Sphinx, document: nodes.document, docname: str) -> None:
 
     for place in places:
         place.extend(_ledger(claims, grouped, link))
+    for place in document.findall(nodes.container):
+        if "eos-not-run" in place["classes"]:
+            place.extend(_not_run(STORE))
 
 
 def _pages_in_order(env: BuildEnvironment) -> list[str]:
@@ -200,15 +222,16 @@ def _ledger(
     parts: list[nodes.Node] = [nodes.paragraph("", " ".join(words))]
     overview = [
         [
-            _jump(number),
-            claims[number]["claim"],
-            "; ".join([claims[number]["where"], *(SURE[word] for word in claims[number]["sure"])]),
-            _verdict(found),
+            _jump(number) if grouped[number] else number,
+            entry["claim"],
+            "; ".join([entry["where"], *(SURE[word] for word in entry["sure"])]),
+            _verdict([check for check in grouped[number] if not check.of_stored_runs]),
+            _verdict([check for check in grouped[number] if check.of_stored_runs]),
         ]
-        for number, found in checked.items()
+        for number, entry in claims.items()
     ]
-    head = ["", "claim", "where in the paper, and how we know", "verdict"]
-    parts.append(_table(head, overview, widths=[6, 48, 28, 18]))
+    head = ["", "claim", "where in the paper, and how we know", "live", "stored runs"]
+    parts.append(_table(head, overview, widths=[6, 42, 24, 14, 14]))
     for number, found in checked.items():
         parts.append(nodes.target("", "", ids=[f"ledger-{number.lower()}"]))
         parts.append(nodes.rubric("", f"{number}. {claims[number]['claim']}"))
@@ -221,11 +244,32 @@ def _ledger(
     return parts
 
 
+def _not_run(store: Path) -> list[nodes.Node]:
+    """The experiments without a stored run, each with its command."""
+    missing = [recipe for recipe in RECIPES.values() if not any(store.glob(f"{recipe.name}/*.npz"))]
+    words = (
+        f"{len(RECIPES) - len(missing)} of the {len(RECIPES)} experiments of the command line have "
+        "stored runs. The others have not been run, and this is how each would be:"
+    )
+    rows = [[recipe.title, ", ".join(recipe.claims), _command(recipe)] for recipe in missing]
+    return [
+        nodes.paragraph("", words),
+        _table(["experiment", "claims", "command"], rows, widths=[44, 16, 40]),
+    ]
+
+
+def _command(recipe: Recipe) -> nodes.literal:
+    command = f"python -m eoslib reproduce {recipe.name}"
+    return nodes.literal(command, command)
+
+
 def _jump(number: str) -> nodes.reference:
     return nodes.reference("", number, internal=True, refid=f"ledger-{number.lower()}")
 
 
-def _verdict(found: list[Check]) -> nodes.inline:
+def _verdict(found: list[Check]) -> nodes.inline | str:
+    if not found:
+        return "not checked"
     failing = sum(not check.holds for check in found)
     if not failing:
         return _word(True, f"holds in {len(found)} of {len(found)} checks")
@@ -257,6 +301,7 @@ def _row(cells: list[Any]) -> nodes.row:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the extension to the events of a build."""
     app.add_directive("claims-ledger", ClaimsLedger)
+    app.add_directive("experiments-not-run", ExperimentsNotRun)
     app.connect("doctree-read", collect)
     app.connect("env-purge-doc", forget)
     app.connect("env-merge-info", merge)
