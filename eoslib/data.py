@@ -422,6 +422,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "wikitext-2-test": wikitext2,
 }
 
+_DIGITS = re.compile(r"digits-(\d+k?)")
 _CIFAR10 = re.compile(r"cifar10(-test)?(?:-(\d+k?))?(?:-(per_pixel|per_channel))?")
 _WIKITEXT2 = re.compile(r"wikitext-2(?:-(valid|test))?(?:-(\d+k?))?")
 
@@ -430,8 +431,9 @@ def load_dataset(name: str, **options: Any) -> Dataset:
     """Return a data set by its name.
 
     ``chebyshev-k-n`` works for every degree k and n points, ``linear-d-n`` for d dimensions and n
-    points, ``cifar10-N`` and ``wikitext-2-N`` for every size N (``5k`` is 5,000). The name of
-    CIFAR-10 may end in its standardisation, ``cifar10-5k-per_pixel``, which is then no option.
+    points; ``digits-N``, ``cifar10-N`` and ``wikitext-2-N`` for every size N (``5k`` is 5,000). The
+    name of CIFAR-10 may end in its standardisation, ``cifar10-5k-per_pixel``, which is then no
+    option.
 
     Args:
         name: a key of `DATASETS`, or as above.
@@ -462,6 +464,8 @@ def _found(name: str) -> tuple[Callable[..., Dataset], dict[str, Any]]:
         return chebyshev, {"degree": int(match[1]), "num_points": int(match[2])}
     if match := re.fullmatch(r"linear-(\d+)-(\d+)", name):
         return whitened_linear, {"dimension": int(match[1]), "num_points": int(match[2])}
+    if match := _DIGITS.fullmatch(name):
+        return digits, {"num_examples": _number(match[1])}
     if match := _CIFAR10.fullmatch(name):
         given = {"part": "test" if match[1] else "train", "num_examples": _number(match[2])}
         return cifar10, given | ({"standardisation": match[3]} if match[3] else {})

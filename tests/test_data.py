@@ -52,6 +52,7 @@ def test_redrawn_labels():
     assert not torch.equal(noisy.labels, digits(redrawn_labels=0.2, seed=4).labels)
     assert torch.equal(clean.inputs, noisy.inputs)
     assert torch.equal(digits(50).inputs, clean.inputs[:50])
+    assert torch.equal(load_dataset("digits-50").inputs, digits(50).inputs)
     assert noisy.name == "digits-1k-redrawn0.2-seed3"
 
 

@@ -13,7 +13,20 @@ from matplotlib import pyplot as plt
 
 pytest.importorskip("anywidget")
 
-from eoslib import GradientDescent, Objective, build, chebyshev, digits, every, train
+from eoslib import (
+    GradientDescent,
+    Objective,
+    Polyak,
+    Run,
+    StepSizeChanges,
+    build,
+    chebyshev,
+    digits,
+    every,
+    gradient_flow,
+    train,
+)
+from eoslib.experiment import Experiment, run_experiment
 from eoslib.widgets.laboratory import NUM_IMAGES, PRESETS, RUNS_FILE, Laboratory, picture
 from scripts.laboratory_runs import run_all
 from tests.test_laboratory_engine import drive, find_node, run_job
@@ -311,3 +324,126 @@ def test_weights_of_the_library_train_alike_in_the_page():
     (found,) = drive(run_job(dict(laboratory.settings), 40, initialPoint=weights))
     np.testing.assert_allclose(found["series"]["loss"], run["loss"].values, rtol=1e-9)
     np.testing.assert_allclose(found["series"]["eigenvalue1"], run["sharpness"].values, rtol=3e-3)
+
+
+# -- a run of Python's in the page -----------------------------------------------------------------
+
+CHEBYSHEV_3 = {"task": "chebyshev", "degree": 3, "points": 12, "hidden": [8]}
+
+
+@pytest.fixture(scope="module")
+def small() -> Objective:
+    network = build("fc-tanh", 1, 1, widths=(8,), init="lecun", seed=3)
+    return Objective.from_dataset(network, chebyshev(3, 12), dtype="float64")
+
+
+def shadow_of(laboratory: Laboratory) -> dict[str, np.ndarray]:
+    rows = np.frombuffer(laboratory.shadow_numbers, "<f8")
+    channels = laboratory.shadow["channels"]
+    return dict(zip(channels, rows.reshape(len(channels), 2, -1), strict=True))
+
+
+def repeated(laboratory: Laboratory, steps: int) -> dict[str, list[float]]:
+    """What the engine makes of the settings and weights that the page gets."""
+    weights = np.frombuffer(laboratory.initial_point, "<f8").tolist()
+    job = run_job(dict(laboratory.settings), steps, initialPoint=weights)
+    if laboratory.settings["task"] == "digits":
+        job |= {"images": page_images(laboratory)}
+    (found,) = drive(job)
+    return found["series"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        GradientDescent(0.1),
+        Polyak(0.1, 0.5),
+        StepSizeChanges(GradientDescent(0.1), [(10, 0.05), (30, 0.2)]),
+    ],
+    ids=["gd", "polyak", "changes"],
+)
+def test_the_page_repeats_a_run_of_python_beside_its_shadow(small, rule):
+    run = train(small, rule, num_steps=40, sharpness_schedule=every(1))
+    laboratory = Laboratory.from_run(
+        run, settings=CHEBYSHEV_3, initial_point=small.initial_point, title="Mine"
+    )
+    assert laboratory.title == "Mine"
+    shadow, engine = shadow_of(laboratory), repeated(laboratory, 40)
+    np.testing.assert_allclose(shadow["loss"][0], engine["loss"], rtol=1e-9)
+    np.testing.assert_allclose(shadow["eigenvalue1"][1], engine["eigenvalue1"], rtol=3e-3)
+    np.testing.assert_allclose(shadow["time"][0], engine["time"], atol=1e-12)
+    assert laboratory.shadow["steps"] == len(run["loss"]) == 41
+    assert laboratory.shadow["threshold"] == rule.threshold
+    assert laboratory.shadow["settings"] == laboratory.settings
+
+
+def test_a_shadow_holds_the_extremes_of_what_was_measured(small):
+    run = train(small, GradientDescent(0.1), num_steps=3000, sharpness_schedule=every(20))
+    laboratory = Laboratory.from_run(run, settings=CHEBYSHEV_3, initial_point=small.initial_point)
+    shadow, width = shadow_of(laboratory), laboratory.shadow["width"]
+    assert width == max(np.diff(run.sharpness.steps))
+    assert shadow["loss"].shape == (2, 3000 // width + 1)
+    for name, series in (("loss", run["loss"]), ("eigenvalue1", run.sharpness)):
+        for bucket, (low, high) in enumerate(shadow[name].T):
+            inside = series.values[series.steps // width == bucket]
+            assert (low, high) == (inside.min(), inside.max())
+
+
+def test_gradient_flow_of_python_is_a_shadow_in_time(small):
+    run = gradient_flow(small, duration=5.0, tick=0.25)
+    laboratory = Laboratory.from_run(run, settings=CHEBYSHEV_3, initial_point=small.initial_point)
+    assert laboratory.settings["optimizer"] == "flow"
+    assert laboratory.shadow["threshold"] is None
+    np.testing.assert_allclose(shadow_of(laboratory)["time"][0], 0.25 * np.arange(21))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dataset": "chebyshev-5-20", "architecture": "fc-softplus"},
+        {"dataset": "digits-30", "architecture": "fc-relu", "loss": "cross_entropy"},
+    ],
+)
+def test_experiments_say_themselves_what_they_are(settings, tmp_path):
+    options = {"architecture_options": {"widths": [9, 7]}, "dtype": "float64", "lr": 0.05}
+    experiment = Experiment(**settings, **options, num_steps=10, sharpness_every=1, seed=4)
+    run = run_experiment(experiment, tmp_path)
+    laboratory = Laboratory.from_run(run)
+    engine = repeated(laboratory, 10)
+    np.testing.assert_allclose(shadow_of(laboratory)["loss"][0], engine["loss"], rtol=1e-8)
+
+
+def test_a_run_of_the_page_comes_back_to_a_page():
+    low, high = np.array([3.0, 1.0]), np.array([5.0, 1.0])
+    handed = hand_over(4, low, high)
+    assert handed.run is not None
+    run = handed.run
+    run.settings |= {"stepSize": 0.2, "task": "chebyshev"}
+    laboratory = Laboratory.from_run(run)
+    assert laboratory.settings == {"task": "chebyshev", "seed": 0, "stepSize": 0.2}
+    assert np.frombuffer(laboratory.initial_point, "<f8").tolist() == [1, 1, 1]
+    np.testing.assert_array_equal(shadow_of(laboratory)["loss"], [low, high])
+    np.testing.assert_array_equal(shadow_of(laboratory)["eigenvalue1"], [10 * low, 10 * high])
+
+
+def test_runs_without_a_counterpart_are_refused(small, tmp_path):
+    run = train(small, GradientDescent(0.1), num_steps=2)
+    for options, words in (
+        ({}, "does not know its data and network"),
+        ({"settings": CHEBYSHEV_3}, "give the run's initial_point"),
+        ({"settings": CHEBYSHEV_3, "initial_point": [1.0]}, "the run has 25 weights.* has 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Laboratory.from_run(run, **options)
+    for change in ({"optimizer": "adam"}, {"batch_size": 3}, {"loss": "token_cross_entropy"}):
+        other = Run(run.settings | change, run.series, run.outcome)
+        with pytest.raises(ValueError, match=r"the laboratory (repeats|has no loss)"):
+            Laboratory.from_run(other, settings=CHEBYSHEV_3, initial_point=small.initial_point)
+    for settings in (
+        {"dataset": "linear-3-4", "architecture": "deep-linear"},
+        {"dataset": "digits-400", "architecture": "fc-tanh"},
+        {"dataset": "chebyshev-4-20", "architecture": "regression"},
+    ):
+        experiment = Experiment(**settings, lr=1e-4, num_steps=1)
+        with pytest.raises(ValueError, match="has no counterpart of"):
+            Laboratory.from_run(run_experiment(experiment, tmp_path))

@@ -964,6 +964,20 @@ for lr, steps in [${plan.join(", ")}]:
     model.save_changes();
   }
 
+  /* A run that came from Python, as an earlier run of the same problem. */
+  function shadow() {
+    const { channels, settings, threshold: was, ...record } = get("shadow");
+    if (!channels) return [];
+    const view = get("shadow_numbers"), length = view.byteLength / 16 / channels.length;
+    const row = (k) => new Float64Array(view.buffer.slice(view.byteOffset + 8 * k * length, view.byteOffset + 8 * (k + 1) * length));
+    for (const [side, offset] of [["low", 0], ["high", 1]]) {
+      record[side] = Object.fromEntries(channels.map((channel, k) => [channel, row(2 * k + offset)]));
+    }
+    const own = engine.checkSettings(settings);
+    if (problem(own) !== problem(base)) return [];
+    return [{ record, base: own, stepSize: own.stepSize, threshold: was ?? Infinity, address: engine.encodeSettings(own) }];
+  }
+
   /* Weights that came from Python belong to the settings that came with them. */
   const given = () => {
     const view = get("initial_point"), own = get("settings");
@@ -982,7 +996,9 @@ for lr, steps in [${plan.join(", ")}]:
     wrong.textContent = "";
     try {
       base = engine.checkSettings(get("settings"));
+      if (base.optimizer === "flow") axis = "time"; // a step of Python's is another than the page's
       begin(base, { weights: given() });
+      if (!ghosts.length) ghosts = shadow();
     } catch (error) {
       wrong.textContent = error.message;
       $(".eos-settings").open = true;

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -21,6 +22,9 @@ import numpy as np
 import traitlets
 from numpy.typing import ArrayLike, NDArray
 
+from eoslib.architectures import build_for
+from eoslib.data import load_dataset
+from eoslib.experiment import Experiment
 from eoslib.palette import ACCENT, INK, step_size_color
 from eoslib.plotting import book_style
 from eoslib.runs import Outcome, Run, Series
@@ -136,6 +140,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: The longest record that the page draws; that of the engine is as long.
+MOST_BUCKETS = 1024
+
 #: Images of digits that the page carries.
 NUM_IMAGES = 300
 
@@ -201,6 +208,9 @@ class Laboratory(anywidget.AnyWidget):
     presets: traitlets.List[Any] = traitlets.List().tag(sync=True)
     images = traitlets.Dict().tag(sync=True)
     pixels = traitlets.Bytes().tag(sync=True)
+    # A run of Python's that is drawn as a shadow: a description, and its envelope (float64).
+    shadow = traitlets.Dict().tag(sync=True)
+    shadow_numbers = traitlets.Bytes().tag(sync=True)
     colors = traitlets.Dict(COLORS, read_only=True).tag(sync=True)
     # What the page hands over when a run pauses: a description, and numbers (float64).
     result = traitlets.Dict().tag(sync=True)
@@ -254,6 +264,68 @@ class Laboratory(anywidget.AnyWidget):
             pixels=pixels,
         )
 
+    @classmethod
+    def from_run(
+        cls,
+        run: Run,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        initial_point: ArrayLike | None = None,
+        **options: Any,
+    ) -> Laboratory:
+        """The laboratory at the beginning of a run, which is drawn as a shadow.
+
+        The reader repeats it from the same weights, or turns the step size and compares. What a run
+        of Python's does not know, its data and its network, is given as settings of the engine.
+        Nothing need be given for runs of a laboratory (`run`) and for those of an
+        `eoslib.Experiment` with a fully connected network on Chebyshev polynomials or digits.
+
+            objective = Objective.from_dataset(build("fc-tanh", 1, 1, widths=(20, 20)), chebyshev())
+            run = train(objective, GradientDescent(0.2), num_steps=1000)
+            Laboratory.from_run(
+                run,
+                settings={"task": "chebyshev", "degree": 4, "hidden": [20, 20]},
+                initial_point=objective.initial_point,
+            )
+
+        Args:
+            run: of gradient descent, Polyak or Nesterov momentum with the full batch, or of
+                gradient flow.
+            settings: task and network, as for the constructor; optimizer, step size and loss are
+                the run's.
+            initial_point: its weights at step 0.
+            **options: further arguments of the constructor.
+
+        Raises:
+            ValueError: the engine has no counterpart of the run, something is missing, or the
+                weights are not as many as the run's.
+        """
+        if initial_point is None:
+            initial_point = run.settings.get("initial_point")
+        if run.settings.keys() & {"stepSize"}:  # it was made by an engine
+            own = {k: v for k, v in run.settings.items() if k in _setting_names()}
+        else:
+            own = _of_method(run)
+            if "experiment" in run.settings:
+                task, drawn = _of_experiment(Experiment.from_json(run.settings["experiment"]))
+                own |= task
+                initial_point = drawn if initial_point is None else initial_point
+            elif settings is None:
+                raise ValueError(
+                    "this run does not know its data and network; give settings, for instance "
+                    '{"task": "chebyshev", "degree": 4, "hidden": [20, 20]}, and initial_point'
+                )
+        if initial_point is None:
+            raise ValueError("give the run's initial_point, such as Objective.initial_point")
+        wanted, count = run.settings.get("num_parameters"), np.size(np.asarray(initial_point))
+        if wanted is not None and wanted != count:
+            raise ValueError(f"the run has {wanted} weights, initial_point has {count}")
+        made = cls(settings={**own, **(settings or {})}, initial_point=initial_point, **options)
+        description, numbers = _envelope(run)
+        made.shadow_numbers = numbers.astype("<f8").tobytes()
+        made.shadow = description | {"settings": made.settings}
+        return made
+
     @traitlets.validate("settings")
     def _check_settings(self, proposal: Mapping[str, Any]) -> dict[str, Any]:
         settings: dict[str, Any] = json.loads(json.dumps(proposal["value"]))
@@ -296,6 +368,90 @@ class Laboratory(anywidget.AnyWidget):
         if not self.result:
             return None
         return _run_from_page(self.result, np.frombuffer(self.numbers, dtype="<f8"))
+
+
+def _of_method(run: Run) -> dict[str, Any]:
+    """What the run knows of optimizer and loss, as settings of the engine."""
+    name, settings = run.settings.get("optimizer"), run.settings
+    names = {"gradient flow": "flow", "gd": "gd", "polyak": "polyak", "nesterov": "nesterov"}
+    if name not in names or settings.get("batch_size") is not None:
+        raise ValueError(
+            "the laboratory repeats full-batch runs of gradient descent, Polyak and Nesterov "
+            f"momentum, and gradient flow; this is {name!r}"
+            + (" with mini-batches" if name in names else "")
+        )
+    if settings.get("loss", "square") not in ("square", "cross_entropy"):
+        raise ValueError(f"the laboratory has no loss {settings['loss']!r}")
+    own = {"optimizer": names[name], "loss": settings.get("loss", "square")}
+    own |= (
+        {"stepSize": run.lr, "changes": settings.get("lr_changes", [])} if "lr" in settings else {}
+    )
+    return own | ({"beta": settings["beta"]} if "beta" in settings else {})
+
+
+def _of_experiment(experiment: Experiment) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """Task and network of an experiment as settings of the engine, and its initial weights."""
+    data = load_dataset(experiment.dataset)
+    chebyshev = re.fullmatch(r"chebyshev-(\d+)-(\d+)", experiment.dataset)
+    options = dict(experiment.architecture_options)
+    kind, _, activation = experiment.architecture.partition("-")
+    if (
+        not (chebyshev or (data.name.startswith("digits") and "redrawn" not in data.name))
+        or data.num_examples > (5000 if chebyshev else NUM_IMAGES)
+        or kind != "fc"
+        or activation not in ("tanh", "relu", "gelu", "softplus")
+        or options.keys() - {"widths", "init"}
+    ):
+        raise ValueError(
+            f"the laboratory has no counterpart of {experiment.architecture} on "
+            f"{experiment.dataset}: fully connected networks (tanh, relu, gelu, softplus) on "
+            f"Chebyshev polynomials, or on at most {NUM_IMAGES} digits"
+        )
+    task: dict[str, Any] = {"task": "digits", "points": data.num_examples}
+    if chebyshev:
+        task = {"task": "chebyshev", "degree": int(chebyshev[1]), "points": int(chebyshev[2])}
+    network = build_for(experiment.architecture, data, seed=experiment.seed, **options)
+    weights = [p.detach().double().flatten().numpy() for p in network.parameters()]
+    task |= {"hidden": list(options.get("widths", (200, 200))), "activation": activation}
+    task |= {"init": options.get("init", "pytorch"), "seed": experiment.seed}
+    return task, np.concatenate(weights)
+
+
+def _envelope(run: Run) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """A run as the page draws it: of so many consecutive steps the lowest and highest values.
+
+    They are so many that each holds a measurement of the sharpness. Where a record is an envelope
+    already, its own bounds are taken.
+    """
+    last, sharpness = int(run["loss"].steps[-1]), run.sharpness
+    width = max([1, math.ceil((last + 1) / MOST_BUCKETS), *np.diff(sharpness.steps).tolist()])
+    count = min(last, int(sharpness.steps[-1])) // width + 1
+
+    def bounds(name: str, known: Series) -> list[NDArray[np.float64]]:
+        low, high = np.full(count, np.inf), np.full(count, -np.inf)
+        for end in (run.series.get(f"{name}_low", known), run.series.get(f"{name}_high", known)):
+            inside = np.isfinite(end.values) & (end.steps // width < count)
+            where, values = end.steps[inside] // width, end.values[inside]
+            np.minimum.at(low, where, values)
+            np.maximum.at(high, where, values)
+        return [low, high]
+
+    if "time" in run.series:
+        time = bounds("time", run["time"])
+    else:  # the sum of the step sizes so far
+        starts, rate = width * np.arange(count), run.time_per_step
+        time = [rate * starts] * 2
+        for step, lr in run.settings.get("lr_changes", []):
+            time = [time[0] + (lr - rate) * np.maximum(starts - step, 0)] * 2
+            rate = lr
+    rows = [*time, *bounds("loss", run["loss"]), *bounds("sharpness", sharpness)]
+    description = {
+        "channels": ["time", "loss", "eigenvalue1"],
+        "width": width,
+        "steps": last + 1,
+        "threshold": run.threshold if math.isfinite(run.threshold) else None,
+    }
+    return description, np.concatenate(rows)
 
 
 def picture(preset: str) -> Figure:

@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("anywidget")
 
+from eoslib import GradientDescent, Objective, build, chebyshev, every, train
 from eoslib.widgets.laboratory import PRESETS, Laboratory
 from tests.browser.widget_page import settle, write_page
 
@@ -768,6 +769,26 @@ def test_settings_that_python_assigns_reach_the_page(page: Any) -> None:
 
 
 # -- a run beside another --------------------------------------------------------------------------
+
+
+@browser_test
+def test_a_run_of_python_is_drawn_and_repeated(page: Any, tmp_path: Path) -> None:
+    network = build("fc-tanh", 1, 1, widths=(8,), init="lecun", seed=3)
+    objective = Objective.from_dataset(network, chebyshev(3, 12), dtype="float64")
+    run = train(objective, GradientDescent(0.1), num_steps=200, sharpness_schedule=every(5))
+    settings = {"degree": 3, "points": 12, "hidden": [8]}
+    begin = {"settings": settings, "initial_point": objective.initial_point}
+    visit(page, write_page(tmp_path / "with.html", Laboratory.from_run(run, **begin)))
+    with_shadow = page.locator(".eos-main").screenshot()
+    assert page.get_by_role("button", name="Forget earlier runs").is_enabled()
+    assert run_to(page, 200)["sharpness"] == pytest.approx(run.sharpness.values[-1], rel=0.05)
+    button(page, "Reset").click()
+    settle(page)
+    button(page, "Forget earlier runs").click()
+    settle(page)
+    assert page.get_by_role("button", name="Forget earlier runs").is_disabled()
+    assert page.locator(".eos-main").screenshot() != with_shadow
+    assert page.problems == []
 
 
 @browser_test
