@@ -188,7 +188,7 @@ function render({ model, el }) {
   let home = -1; // the preset that is shown, or −1
   let next = null; // a run that waits until the one in progress is there to be its shadow
   let session = 0, started = null, snap = null, initial = null, stepSize = 0, unit = 2, range = [0.01, 2], goal = 0;
-  let running = false, awaiting = false, stale = true, lastFrame = 0, owed = 0, axis = get("axis"), ghosts = [];
+  let running = false, awaiting = false, stale = true, lastFrame = 0, owed = 0, axis = "steps", ghosts = [];
   let theme = "light", paint = null, widths = new WeakMap(), shown = {}, fit = null, fitAge = 0, point = null;
   let cursor = null, place = null; // a step that the reader points at; where the curves are in the picture
   const name = () => `${id}-${session}`;
