@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from eoslib.architectures import ARCHITECTURES
+from eoslib.data import reads_files
 from eoslib.experiment import OPTIMIZERS, Experiment, batches_of, run_path, run_together
 from eoslib.losses import LOSSES
 from eoslib.progress import ProgressLine, duration_in_words
@@ -49,10 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.addHandler(handler)
     log.setLevel(logging.WARNING if given.quiet else logging.INFO)
     try:
-        return int(given.command(given))
+        status = int(given.command(given))
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(given: argparse.Namespace) -> int:
     experiments = _experiments(given)
+    if given.data is not None and not reads_files(experiments[0].dataset):
+        raise ValueError(f"{experiments[0].dataset} is part of the package; leave --data out")
     if given.dry_run:
         print(json.dumps([experiment.to_json() for experiment in experiments], indent=2))
         return 0
@@ -129,7 +138,8 @@ def _run_all(experiments: Sequence[Experiment], out: Path, given: argparse.Names
                 out,
                 device=given.device,
                 report=report,
-                data=given.data,
+                # One folder may be given for many recipes, some of which need no data.
+                data=given.data if reads_files(batch[0].dataset) else None,
                 checkpoint_interval=given.checkpoint_every,
                 retry=given.retry,
             )

@@ -33,6 +33,7 @@ __all__ = [
     "cifar10",
     "digits",
     "load_dataset",
+    "reads_files",
     "whitened_linear",
     "wikitext2",
 ]
@@ -456,6 +457,15 @@ def load_dataset(name: str, **options: Any) -> Dataset:
             f"its options: {', '.join(allowed) or 'none'}"
         )
     return make(**given, **options)
+
+
+def reads_files(name: str) -> bool:
+    """Whether the data set of that name is downloaded or taken from files, by its option ``path``.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    return "path" in (_found(name)[0].__kwdefaults__ or {})
 
 
 def _found(name: str) -> tuple[Callable[..., Dataset], dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -40,6 +41,29 @@ def test_help_of_all_commands_in_a_process_of_its_own():
     for word in ("train", "reproduce", "runs", "python -m eoslib train --dataset"):
         assert word in done.stdout
     assert max(len(line) for line in done.stdout.splitlines()) <= 100
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    program = f"{shlex.quote(sys.executable)} -m eoslib reproduce --list | head -1"
+    done = subprocess.run(
+        program, shell=True, cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+def test_data_for_a_task_that_needs_none(tmp_path, capsys):
+    out, files = tmp_path / "out", tmp_path / "files"
+    status, _, err = call(f"{TRAIN} --lr 0.1 --data {files} --out {out}", capsys)
+    assert status == 2
+    assert "chebyshev-3-12 is part of the package; leave --data out" in err
+    # given for several recipes it is for those that read files
+    status, _, _ = call(
+        f"reproduce deep-linear --dataset linear-3-4 --steps 1 --lr 1e-4 --data {files} "
+        f"--out {out} --device cpu",
+        capsys,
+    )
+    assert status == 0
 
 
 @pytest.mark.parametrize("name", ["train", "reproduce", "runs"])
