@@ -41,7 +41,7 @@ _SMALL: dict[str, Any] = {"degree": 4, "hidden": [20, 20]}
 #: (``"time"``), steps per second.
 PRESETS: dict[str, dict[str, Any]] = {
     "edge": {
-        "name": "Sharpening up to 2/η",
+        "name": "One step size and its line, 2/η",
         "text": "Run. The sharpness starts at about half of 2/η and rises. Where will it stop? "
         "Then press Reset, halve the step size, and run again: the first run stays as a shadow.",
         "settings": {**_SMALL, "stepSize": 0.2},
@@ -69,8 +69,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "flow": {
         "name": "No steps at all: gradient flow",
-        "text": "Gradient flow is the limit of small steps; it has no threshold. On the same "
-        "network the sharpness passes every line that gradient descent stopped at.",
+        "text": "Gradient flow is the limit of small steps; it has no threshold. On this network "
+        "gradient descent with η = 0.2 stops at 10. How far up will the flow go?",
         "settings": {**_SMALL, "optimizer": "flow"},
         "axis": "time",
     },
@@ -83,7 +83,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "axis": "time",
     },
     "quadratic": {
-        "name": "A quadratic: nothing brings it back",
+        "name": "A quadratic",
         "text": "A bowl with the curvatures 20 and ½: its sharpness cannot move. While it runs, "
         "take the line below 20, then above it again. Does the loss ever turn round without you?",
         "settings": {"task": "quadratic", "spectrum": [20, 0.5], "stepSize": 0.09},
@@ -97,27 +97,27 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warm": 370,
     },
     "momentum": {
-        "name": "Momentum: a higher line",
-        "text": "Polyak momentum with β = 0.5 is stable up to 3/η = 15 instead of 10. "
-        "Change β in the settings below, and the line moves.",
+        "name": "Momentum",
+        "text": "On a quadratic, Polyak momentum with β = 0.5 is stable up to 3/η = 15 instead of "
+        "10. Does a network care? Change β in the settings below, and the line moves.",
         "settings": {**_SMALL, "optimizer": "polyak", "beta": 0.5, "stepSize": 0.2},
     },
     "adam": {
-        "name": "Adam: an edge of its own",
+        "name": "Adam",
         "text": "Adam divides each coordinate by its own scale. The curvature it feels is that of "
-        "the preconditioned Hessian, and with β₁ = 0.9 its line is at 38/η.",
+        "the preconditioned Hessian, and with β₁ = 0.9 its line is at 38/η. Is that an edge, too?",
         "settings": {**_SMALL, "optimizer": "adam", "stepSize": 0.001},
     },
     "batches": {
-        "name": "Mini-batches stay below",
-        "text": "Two of the twenty examples per step. The sharpness (of the whole loss) levels "
-        "off well below 2/η. Set the batch to 0 in the settings below for the full batch.",
+        "name": "Mini-batches",
+        "text": "Two of the twenty examples per step. Where will the sharpness (of the whole loss) "
+        "level off: below 2/η, at it, or above? Set the batch to 0 below for the full batch.",
         "settings": {**_SMALL, "stepSize": 0.2, "batch": 2},
     },
     "cross_entropy": {
-        "name": "Cross-entropy: up, along, and down",
-        "text": "Two spirals. The sharpness comes to 2/η, stays, and falls late in training, when "
-        "the examples are classified with confidence.",
+        "name": "Cross-entropy",
+        "text": "Two spirals to be told apart. The sharpness will come to 2/η. Will it stay there "
+        "when the examples are classified with confidence?",
         "settings": {
             "task": "spirals",
             "points": 60,
@@ -128,8 +128,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "digits": {
         "name": "Real images: handwritten digits",
-        "text": "Two hundred images, a network 64-20-20-10. The same line, on real data; each step "
-        "costs more, so give it time.",
+        "text": "Two hundred images, a network 64-20-20-10. Is it the same line on real data? Each "
+        "step costs more, so give it time.",
         "settings": {
             "task": "digits",
             "points": 200,
