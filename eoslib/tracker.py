@@ -162,12 +162,15 @@ class SharpnessTracker:
                 for start, result, needed in zip(starts, found, cold, strict=True)
             ]
         results = self._search(operator, starts, self._rtol)
-        lost = [result.status is EigenStatus.LOST for result in results]
-        if any(lost):
-            found = self._search_from_random(operator)
-            for run in range(len(lost)):
-                if lost[run]:
-                    starts[run], results[run] = None, found[run]
+        lost = [run for run, result in enumerate(results) if result.status is EigenStatus.LOST]
+        if lost:
+            # At the largest step sizes this is the rule. The other runs have what they need, so
+            # they take no part: another gradient is less than a dozen products.
+            apart = len(lost) < len(results)
+            part = self._objective.hessian(theta[lost]) if apart else operator
+            for run, result in zip(lost, self._search_from_random(part), strict=True):
+                starts[run], results[run] = None, result
+            self.num_products += part.num_products if apart else 0
         for run, (point, start, result) in enumerate(zip(points, starts, results, strict=True)):
             self._remember(run, point, start, result)
             self.unconverged += result.status is not EigenStatus.CONVERGED
@@ -252,7 +255,7 @@ class SharpnessTracker:
         generator = torch.Generator().manual_seed(self._seed + self._count)
         draw = torch.randn(size, generator=generator, dtype=torch.float64)
         random = Start(draw.to(operator.device, operator.dtype), torch.empty(0))
-        return self._search(operator, [random] * len(self._memories), None)
+        return self._search(operator, [random] * (operator.num_runs or 1), None)
 
     def _remember(self, run: int, point: Tensor, start: Start | None, result: EigenResult) -> None:
         if result.status is EigenStatus.NOT_FINITE or result.subspace.shape[1] < self.k:

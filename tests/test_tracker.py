@@ -182,6 +182,29 @@ def test_what_was_the_top_and_is_now_the_null_space_is_not_taken_for_the_top():
     assert float(tracker(theta)[0]) == pytest.approx(6 * 0.25, rel=1e-3)
 
 
+def test_of_several_runs_only_those_that_lost_their_eigenvector_are_searched_anew(monkeypatch):
+    objective = Objective(_Wells(50), torch.zeros(2, 1), torch.zeros(2, 50), dtype=DOUBLE)
+    tracker = SharpnessTracker(objective, cold_every=10**6)
+    theta = torch.zeros(3, 50, dtype=DOUBLE)
+    theta[:, :3] = torch.tensor([1.0, 0.9, 0.5])
+    assert tracker(theta)[:, 0].tolist() == pytest.approx([6, 6, 6])
+    theta[1, :3] = torch.tensor([0.0, 0.0, 0.5])  # as above, but in one run only
+    for memory in tracker._memories[1]:
+        memory.vectors[2:] = 0
+    searched, search = [], tracker._search_from_random
+
+    def watched(operator):
+        searched.append(operator.num_runs)
+        return search(operator)
+
+    monkeypatch.setattr(tracker, "_search_from_random", watched)
+    before, counted = tracker.num_products, objective.num_products
+    found = tracker(theta)[:, 0].tolist()
+    assert found == pytest.approx([6, 6 * 0.25, 6], rel=1e-3)
+    assert searched == [1]
+    assert tracker.num_products - before == objective.num_products - counted
+
+
 class _Wells(torch.nn.Module):
     """Uncoupled directions, ½ (w_i²)² each: along w_i the curvature is 6 w_i²."""
 
