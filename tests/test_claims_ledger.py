@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,18 +10,12 @@ from docutils.utils import new_document
 from sphinx.errors import ExtensionError
 
 from eoslib.checks import check
-
-FILE = Path(__file__).parents[1] / "book" / "_ext" / "claims_ledger.py"
+from tests.extensions import load_extension
 
 
 @pytest.fixture(scope="module")
 def ledger() -> Any:
-    spec = importlib.util.spec_from_file_location("claims_ledger", FILE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["claims_ledger"] = module  # its dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
+    return load_extension("claims_ledger")
 
 
 def page_with(*texts: str, classes: tuple[str, ...] = ("output", "stream")) -> nodes.document:

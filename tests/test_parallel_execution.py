@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,14 @@ import pytest
 from jupyter_cache import get_cache  # type: ignore[import-untyped]
 from nbformat.v4 import new_code_cell, new_notebook
 
-FILE = Path(__file__).parents[1] / "book" / "_ext" / "parallel_execution.py"
+from tests.extensions import load_extension
+
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
 
 @pytest.fixture(scope="module")
 def extension() -> Any:
-    spec = importlib.util.spec_from_file_location("parallel_execution", FILE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_extension("parallel_execution")
 
 
 def notebook(path: Path, source: str) -> Path:
