@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 #: What the result of running a chapter depends on, beside the chapter itself. (The page on costs
-#: shows the records of the benchmark by the benchmark's own code.)
-EXECUTION_INPUTS = ("eoslib", "benchmarks", "requirements.txt")
+#: shows the records of the benchmark by the benchmark's own code; others show stored runs.)
+EXECUTION_INPUTS = ("eoslib", "benchmarks", "runs", "requirements.txt")
 
 #: What the look of every page depends on, beside the page itself.
 PAGE_INPUTS = ("book/_ext", "_config.yml", "_toc.yml", "runs/index.json")

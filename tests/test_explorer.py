@@ -102,6 +102,48 @@ def test_bad_arguments_are_refused(
         explorer(*step_sizes, **options)
 
 
+def grouped(**options: Any) -> StepSizeExplorer:
+    groups = {
+        "first": [make_run(0.4), make_run(0.1)],
+        "second": [make_run(0.1), make_run(0.2), make_run(0.8)],
+    }
+    return StepSizeExplorer(groups, title="test", **options)
+
+
+def test_groups_travel_under_their_names() -> None:
+    widget = grouped()
+    described = [(run["group"], run["lr"]) for run in widget.meta["runs"]]
+    assert described == [
+        ("first", 0.1), ("first", 0.4), ("second", 0.1), ("second", 0.2), ("second", 0.8),
+    ]  # fmt: skip
+    assert widget.group_names == ["first", "second"]
+    assert (widget.group, widget.lr, widget.group_label) == ("first", 0.4, "network")
+    assert widget.lr_range == [0.1, 0.8], "one range, so that a step size keeps its colour"
+    assert grouped(start=0.8).lr == 0.4, "a run of the group that is shown"
+    assert repr(widget) == "StepSizeExplorer(5 runs in 2 groups, η 0.1 to 0.8)"
+    assert [run.lr for run in widget.runs] == [0.1, 0.4, 0.1, 0.2, 0.8]
+
+
+def test_one_list_of_runs_has_no_groups() -> None:
+    widget = explorer(0.1, 0.4)
+    assert (widget.group_names, widget.group) == ([], "")
+    assert list(widget.groups) == [""]
+
+
+@pytest.mark.parametrize(
+    "groups,message",
+    [
+        ({}, "at least one run"),
+        ({"a": [0.1], "b": []}, "at least one run of b"),
+        ({"a": [0.1], "b": [0.2, 0.2]}, "two runs of b share the step size 0.2"),
+    ],
+)
+def test_bad_groups_are_refused(groups: dict[str, list[float]], message: str) -> None:
+    runs = {name: [make_run(lr) for lr in sizes] for name, sizes in groups.items()}
+    with pytest.raises(ValueError, match=message):
+        StepSizeExplorer(runs, title="test")
+
+
 def test_importing_the_library_does_not_import_the_widgets() -> None:
     code = "import sys, eoslib; sys.exit('anywidget' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -138,6 +180,34 @@ def test_training_adds_and_selects_the_run() -> None:
     assert [state["state"] for state in shown] == ["running"] * 4 + ["done"]
     assert shown[1]["meta"]["runs"][0]["loss"]["n"] == 10
     assert not widget.is_training
+
+
+def test_training_in_a_group_goes_to_that_group() -> None:
+    asked, shown = [], []
+
+    def train(group: str, lr: float, report: Any) -> Run:
+        asked.append((group, lr))
+        report(progress(lr, 1))
+        return make_run(lr)
+
+    widget = grouped(train=train)
+    widget.update_interval = 0
+    widget.observe(lambda change: shown.append(change["new"]), "training")
+    widget._receive(widget, {"do": "train", "lr": 0.3, "group": "second"}, [])
+    assert widget.wait(10)
+    assert asked == [("second", 0.3)]
+    assert {state["group"] for state in shown[:-1]} == {"second"}
+    assert (widget.group, widget.lr) == ("second", 0.3)
+    assert [run.lr for run in widget.groups["second"]] == [0.1, 0.2, 0.8, 0.3]
+    of_second = [run["lr"] for run in widget.meta["runs"] if run["group"] == "second"]
+    assert of_second == [0.1, 0.2, 0.3, 0.8]
+    assert widget.training["message"].startswith("second, η = 0.3: ")
+    assert widget.train_at(0.15), "by default in the group that is shown"
+    assert widget.wait(10)
+    assert asked[-1] == ("second", 0.15)
+    for bad in ("third", 3):
+        assert not widget.train_at(0.3, bad)
+        assert f"there is no network {bad!r} here" in widget.training["message"]
 
 
 def test_stop_ends_a_training_and_keeps_what_it_has() -> None:

@@ -191,6 +191,8 @@ def tree(tmp_path: Path) -> Path:
     records = tmp_path / "benchmarks" / "results"
     records.mkdir(parents=True)
     (records / "a.json").write_text("1")
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "a.npz").write_text("1")
     return tmp_path
 
 
@@ -199,6 +201,7 @@ def tree(tmp_path: Path) -> Path:
     [
         "requirements.txt",
         "benchmarks/results/a.json",
+        "runs/a/a.npz",
         *(f"eoslib/widgets/a.{e}" for e in ("py", "js", "css", "npz")),
     ],
 )

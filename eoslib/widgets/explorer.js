@@ -1,4 +1,5 @@
-/* The step-size explorer: train loss above, sharpness and its threshold below, one slider for η.
+/* The step-size explorer: train loss above, sharpness and its threshold below, one slider for η;
+   where there are runs of several networks ("groups"), a list that chooses among them.
 
    One front end, two hosts. In JupyterLab a kernel stands behind the model and can train at any
    step size. In the built page there is none (`_host` is "static") and the slider moves between
@@ -79,6 +80,7 @@ function render({ model, el }) {
   const live = Boolean(model.get("trainable")) && model.get("_host") !== "static";
   const symbol = model.get("threshold_label");
   const [lrLow, lrHigh] = model.get("lr_range");
+  const groups = model.get("group_names") || [];
 
   let runs = [], partial = null, layout = null, theme = "light";
   let zoom = { steps: 0, time: 0 }, cursor = null, spoken = "";
@@ -91,6 +93,8 @@ function render({ model, el }) {
   });
   root.innerHTML = `
     <div class="eos-title" id="${id}-title"></div>
+    <div class="eos-choose"><label for="${id}-group"></label><select id="${id}-group"
+      data-lm-suppress-shortcuts="true"></select></div>
     ${sliderMarkup(id, 1000, `<span>η = <b class="eos-lr"></b></span>
       <span class="eos-threshold"><span class="eos-symbol"></span> = <b></b></span>`)}
     <div class="eos-status" role="status" aria-live="polite"><i></i><span></span></div>
@@ -126,6 +130,10 @@ function render({ model, el }) {
   $(".eos-symbol").textContent = symbol;
   nameSlider(root, "step size η", "smaller step size", "larger step size");
   root.querySelectorAll(".eos-track span").forEach((end, k) => { end.textContent = number([lrLow, lrHigh][k]); });
+  const list = $(".eos-choose select");
+  $(".eos-choose label").textContent = model.get("group_label");
+  if (groups.length) list.append(...groups.map((name) => make("option", { value: name }, name)));
+  else $(".eos-choose").remove();
   el.append(root);
 
   /* -- η ------------------------------------------------------------------------------------ */
@@ -154,6 +162,19 @@ function render({ model, el }) {
     if (by > 0 && !(k < all.length && same(all[k], lr))) k -= 1; // between two runs
     return all[clamp(k + by, 0, all.length - 1)];
   }
+
+  /* -- the group ----------------------------------------------------------------------------- */
+  const group = () => model.get("group") || "";
+  const ofGroup = (all) => all.filter((run) => (run.group || "") === group());
+
+  list.addEventListener("change", () => {
+    const lr = model.get("lr"), away = (run) => Math.abs(Math.log(run.lr / lr));
+    model.set("group", list.value);
+    const there = ofGroup(decode(model.get("meta"), model.get("data")));
+    // as the step size was, or the nearest at which there is a run
+    model.set("lr", there.reduce((a, b) => (away(b) < away(a) ? b : a)).lr);
+    model.save_changes();
+  });
 
   const color = (lr) => stepSizeColor(lr, [lrLow, lrHigh], model.get("colors")[theme].stops);
 
@@ -329,7 +350,9 @@ function render({ model, el }) {
       `step size ${number(lr)}, threshold ${number(threshold)}, ${text}`);
     $(".eos-lr").textContent = number(lr);
     $(".eos-threshold b").textContent = number(threshold);
-    const status = `${live && !run ? `η = ${number(lr)}: ` : ""}${text}`;
+    const about = [group(), live && !run ? `η = ${number(lr)}` : ""].filter(Boolean).join(", ");
+    const status = about ? `${about}: ${text}` : text;
+    list.value = group();
     if (status !== spoken) $(".eos-status span").textContent = spoken = status;
     $(".eos-status").classList.toggle("eos-diverged", run?.status === "diverged");
     const sizes = distinct();
@@ -496,7 +519,8 @@ function render({ model, el }) {
     const count = `${runs.length} run${runs.length > 1 ? "s" : ""}`;
     $(".eos-origin").textContent = live ? `${count}; train more at any η`
       : model.get("_host") === "static" ? `${count} computed when this book was built` : count;
-    $(".eos-table summary").textContent = `${count} as a table`;
+    const named = group() ? ` of ${group()}` : "";
+    $(".eos-table summary").textContent = `${count}${named} as a table`;
     const last = ({ n, values }) => (n ? values[n - 1] : NaN);
     const rows = fillTable($(".eos-table table"),
       ["η", symbol, "last loss", `last measured sharpness ÷ ${symbol}`, "state"],
@@ -506,7 +530,7 @@ function render({ model, el }) {
       row.dataset.lr = sorted[k].lr;
       row.firstChild.style.setProperty("--eta", color(sorted[k].lr));
     });
-    $(`#${id}-summary`).textContent = `Two plots with a common x axis for ${count} with step sizes `
+    $(`#${id}-summary`).textContent = `Two plots with a common x axis for ${count}${named} with step sizes `
       + `${number(sorted[0].lr)} to ${number(sorted[sorted.length - 1].lr)}: the ${model.get("loss_label")} `
       + `above, the sharpness and the threshold ${symbol} below. Arrow keys move a cursor along the `
       + "selected run. The table below lists all runs.";
@@ -522,14 +546,21 @@ function render({ model, el }) {
     complaint: (lr) => (lr <= 0 ? "a step size must be positive"
       : lr < lrLow || lr > lrHigh ? `${number(lr)} is outside the range of the slider` : ""),
     hint: `type a step size between ${number(lrLow)} and ${number(lrHigh)}`,
-    request: (lr) => ({ do: "train", lr }),
+    request: (lr) => ({ do: "train", lr, group: group() }),
   }) : null;
   if (trainer) $(".eos-control").after(trainer.box);
 
   /* -- wiring ------------------------------------------------------------------------------------ */
   function reload() {
-    runs = decode(model.get("meta"), model.get("data"));
+    runs = ofGroup(decode(model.get("meta"), model.get("data")));
     partial = null;
+    relayout();
+  }
+  function changeGroup() { // what one knows of the new network's runs may be another range
+    cursor = null;
+    reload();
+    zoom[axis()] = initialZoom();
+    received();
     relayout();
   }
   function changeAxis() {
@@ -541,15 +572,15 @@ function render({ model, el }) {
     if (!trainer) return;
     trainer.receive();
     const { state, meta } = model.get("training");
-    partial = state === "running" && meta ? decode(meta, model.get("training_data"))[0] : null;
+    partial = state === "running" && meta ? ofGroup(decode(meta, model.get("training_data")))[0] ?? null : null;
     if (partial && fullX() > layout?.fullX * (1 + 1e-9)) relayout();
     schedule();
   }
   const handlers = [["change:lr", schedule], ["change:axis", changeAxis], ["change:data", reload],
-    ["change:training", received]];
+    ["change:group", changeGroup], ["change:training", received]];
   for (const [event, handler] of handlers) model.on(event, handler);
 
-  runs = decode(model.get("meta"), model.get("data"));
+  runs = ofGroup(decode(model.get("meta"), model.get("data")));
   zoom[axis()] = initialZoom();
   const unwatch = watch(plot, relayout);
   $(".eos-magnifier").addEventListener("toggle", schedule);

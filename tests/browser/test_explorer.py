@@ -272,6 +272,64 @@ def test_zoom_halves_the_range_and_says_that_the_run_goes_on(shown: Any) -> None
     assert picture(shown)["readout"]["step"] == "4,000"
 
 
+# -- groups ----------------------------------------------------------------------------------
+
+
+def make_grouped(**options: Any) -> StepSizeExplorer:
+    groups = {
+        "fc-tanh": [make_run(lr) for lr in (0.05, 0.1, 0.2)],
+        "fc-<b>relu": [make_run(lr, steps=1000) for lr in (0.02, 0.25)],
+    }
+    return StepSizeExplorer(groups, **{"title": "made-up networks", "start": 0.1, **options})
+
+
+@browser_test
+def test_a_list_chooses_the_group(page: Any, tmp_path: Path) -> None:
+    """By keyboard, without a kernel: plots, table, slider and words are those of the group."""
+    page.goto(write_page(tmp_path / "page.html", make_grouped(), make_explorer()))
+    page.wait_for_function("document.querySelectorAll('.eos-line[d^=M]').length === 4")
+    chooser = page.get_by_role("combobox", name="network")
+    assert chooser.count() == 1, "an explorer without groups has no list"
+    first = picture(page)
+    assert first["status"].startswith("fc-tanh: at the edge")
+    chooser.focus()
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("document.querySelector('.eos-lr').textContent !== '0.1'")
+    now = picture(page)
+    assert now["lr"] == "0.25", "the step size nearest to the one before, on the log scale"
+    assert now["threshold"] == "8"
+    assert now["status"].startswith("fc-<b>relu: ")
+    assert now["lines"] != first["lines"]
+    assert now["readout"]["step"] == "1,000"
+    assert now["eta"] == step_size_color(0.25, 0.02, 0.25)
+    box = page.locator(".eos-table").first
+    assert box.locator("summary").inner_text() == "2 runs of fc-<b>relu as a table"
+    assert box.locator("tbody tr").count() == 2
+    assert page.locator(".eos-ticks").first.locator("i").count() == 2
+    slider(page).press("Home")
+    assert picture(page)["lr"] == "0.02"
+    chooser.focus()
+    page.keyboard.press("ArrowUp")
+    page.wait_for_function("document.querySelector('.eos-lr').textContent === '0.05'")
+    assert picture(page)["status"].startswith("fc-tanh: ")
+    assert chooser.bounding_box()["height"] >= 24
+    assert page.problems == []
+    assert page.blocked == []
+
+
+@browser_test
+def test_the_list_fits_a_phone(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    page = open_page(viewport={"width": 320, "height": 800})
+    long = {
+        "a network whose name goes on and on and on and on": [make_run(0.1)],
+        "b": [make_run(1)],
+    }
+    address = write_page(tmp_path / "page.html", StepSizeExplorer(long, title="names"))
+    page.goto(address)
+    page.wait_for_selector(".eos-line[d^=M]", state="attached")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
 # -- the read-out ----------------------------------------------------------------------------
 
 
