@@ -23,6 +23,7 @@ from torch import Tensor
 
 from eoslib._names import look_up
 from eoslib.cifar10 import Cifar10, read_cifar10
+from eoslib.prose import TEXT
 from eoslib.wikitext2 import PARTS, read_wikitext2
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "cifar10",
     "digits",
     "load_dataset",
+    "prose",
     "reads_files",
     "whitened_linear",
     "wikitext2",
@@ -407,6 +409,43 @@ def wikitext2(
     return whole if num_examples is None else whole.first(num_examples)
 
 
+def prose(length: int = 16) -> Dataset:
+    """A short story as sequences of words, each to be followed by the next.
+
+    Words are in lower case, and punctuation marks are words too: 629 of them, 147 different ones.
+    The story is cut into pieces from its beginning; what fills no piece at its end is left out.
+    The loss ``"token_cross_entropy"`` of `eoslib.losses` is the mean over all words.
+
+    Args:
+        length: words per example, the context of the last of them.
+
+    Returns:
+        Inputs and targets ``(n, length)`` int64; with 16 words, n is 39. The vocabulary has the
+        words in the order in which they first occur.
+
+    Raises:
+        ValueError: the story has no piece of that length and a word after it.
+
+    Source: written for this book (`eoslib.prose`).
+    """
+    words = re.findall(r"\w+|[^\w\s]", TEXT.lower())
+    count = (len(words) - 1) // length if length > 0 else 0
+    if count < 1:
+        raise ValueError(f"prose has {len(words)} words, asked for pieces of length={length}")
+    vocabulary = tuple(dict.fromkeys(words))
+    index = {word: number for number, word in enumerate(vocabulary)}
+    numbers = torch.tensor([index[word] for word in words])
+    return Dataset(
+        name=f"prose-{length}",
+        inputs=numbers[: count * length].reshape(count, length),
+        targets=numbers[1 : count * length + 1].reshape(count, length),
+        labels=None,
+        source=f"a short story written for this book, {len(words)} words cut into pieces of "
+        f"{length}; {len(vocabulary)} different words",
+        vocabulary=vocabulary,
+    )
+
+
 #: Data sets by name. CIFAR-10 further needs its standardisation, as an option or at the end of the
 #: name; every size works, also one that is not listed.
 DATASETS: dict[str, Callable[..., Dataset]] = {
@@ -415,6 +454,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "chebyshev-5-20": lambda: chebyshev(5),
     "digits-1k": digits,
     "linear-50-50": whitened_linear,
+    "prose-16": prose,
     "cifar10": cifar10,
     **{f"cifar10-{size}": cifar10 for size in ("1k", "2k", "5k", "10k", "20k")},
     "cifar10-test": cifar10,
@@ -432,9 +472,9 @@ def load_dataset(name: str, **options: Any) -> Dataset:
     """Return a data set by its name.
 
     ``chebyshev-k-n`` works for every degree k and n points, ``linear-d-n`` for d dimensions and n
-    points; ``digits-N``, ``cifar10-N`` and ``wikitext-2-N`` for every size N (``5k`` is 5,000). The
-    name of CIFAR-10 may end in its standardisation, ``cifar10-5k-per_pixel``, which is then no
-    option.
+    points, ``prose-m`` for pieces of m words; ``digits-N``, ``cifar10-N`` and ``wikitext-2-N`` for
+    every size N (``5k`` is 5,000). The name of CIFAR-10 may end in its standardisation,
+    ``cifar10-5k-per_pixel``, which is then no option.
 
     Args:
         name: a key of `DATASETS`, or as above.
@@ -476,6 +516,8 @@ def _found(name: str) -> tuple[Callable[..., Dataset], dict[str, Any]]:
         return whitened_linear, {"dimension": int(match[1]), "num_points": int(match[2])}
     if match := _DIGITS.fullmatch(name):
         return digits, {"num_examples": _number(match[1])}
+    if match := re.fullmatch(r"prose-(\d+)", name):
+        return prose, {"length": int(match[1])}
     if match := _CIFAR10.fullmatch(name):
         given = {"part": "test" if match[1] else "train", "num_examples": _number(match[2])}
         return cifar10, given | ({"standardisation": match[3]} if match[3] else {})

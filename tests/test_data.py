@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from eoslib import build, chebyshev, digits, load_dataset
+from eoslib.data import prose
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3, 4, 5, 9])
@@ -54,6 +55,28 @@ def test_redrawn_labels():
     assert torch.equal(digits(50).inputs, clean.inputs[:50])
     assert torch.equal(load_dataset("digits-50").inputs, digits(50).inputs)
     assert noisy.name == "digits-1k-redrawn0.2-seed3"
+
+
+def test_prose_is_one_text_in_pieces():
+    data = prose()
+    assert data.inputs.shape == data.targets.shape == (39, 16)
+    assert data.inputs.dtype == torch.int64
+    assert data.num_outputs == len(data.vocabulary) == len(set(data.vocabulary)) == 147
+    text = [data.vocabulary[i] for i in data.inputs.flatten()]
+    assert text[:6] == ["a", "traveller", "came", "down", "from", "the"]
+    following = [data.vocabulary[i] for i in data.targets.flatten()]
+    assert following[:-1] == text[1:]
+    assert {".", ",", "?", '"'} <= set(data.vocabulary)
+    assert set(range(147)) == set(torch.cat([data.inputs, data.targets]).flatten().tolist())
+
+
+def test_prose_in_pieces_of_any_length():
+    data = load_dataset("prose-25")
+    assert (data.name, data.inputs.shape) == ("prose-25", (25, 25))
+    assert torch.equal(data.inputs.flatten()[:600], prose(1).inputs.flatten()[:600])
+    for length in (0, 629):
+        with pytest.raises(ValueError, match="prose has 629 words"):
+            prose(length)
 
 
 def test_wrong_sizes():
