@@ -71,8 +71,9 @@ def draw_threshold(
 ) -> None:
     """Draw the run's stability threshold, dashed, labelled at the right end."""
     ax.axhline(run.threshold, color=color, linestyle=(0, (5, 3)), linewidth=1.1)
+    number = f"{run.threshold:.3g}" if run.threshold < 1000 else f"{run.threshold:,.0f}"
     ax.annotate(
-        f"{name} = {run.threshold:.3g}",
+        f"{name} = {number}",
         (1, run.threshold),
         xycoords=("axes fraction", "data"),
         xytext=(4, 0),

@@ -36,6 +36,11 @@ def test_two_runs_against_steps():
     assert [text.get_text() for text in bottom.texts] == ["2/η = 5"]
 
 
+def test_a_threshold_in_the_thousands_is_written_out():
+    (_, bottom) = plot_runs([make_run([900.0, 2000.0], lr=2 / 1400)]).axes
+    assert [text.get_text() for text in bottom.texts] == ["2/η = 1,400"]
+
+
 def test_time_is_steps_times_eta():
     run = make_run(lr=0.25)
     _, bottom = run.plot(axis="time").axes

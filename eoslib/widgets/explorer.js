@@ -375,7 +375,8 @@ function render({ model, el }) {
     parts.above.style.display = edge - panel.top > 24 ? "" : "none";
     parts.threshold.setAttribute("d", inside ? `M${left} ${edge}h${inner}` : "");
     parts.text.replaceChildren();
-    const lines = narrow || symbol.length > 4 ? [`${symbol} =`, number(threshold)]
+    const wide = symbol.length > 4 || number(threshold).length > 4;
+    const lines = narrow || wide ? [`${symbol} =`, number(threshold)]
       : [`${symbol} = ${number(threshold)}`];
     if (!inside) lines.push("↑ above");
     lines.forEach((line, k, all) =>
