@@ -53,6 +53,16 @@ def test_what_is_missing_is_executed_at_the_same_time(
     assert capsys.readouterr().err == ""
 
 
+def test_kernels_share_the_cores(extension: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(extension.os, "cpu_count", lambda: 6)
+    source = "import os\nprint(os.environ['OMP_NUM_THREADS'], {})"
+    paths = [notebook(tmp_path / f"{k}.ipynb", source.format(k)) for k in range(2)]
+    cache = get_cache(tmp_path / "cache")
+    extension.execute_into(cache, paths, timeout=60)
+    assert [printed(cache, path) for path in paths] == ["3 0\n", "3 1\n"]
+
+
 def test_a_failing_notebook_is_not_cached_and_stops_no_other(
     extension: Any, tmp_path: Path, capsys: Any
 ) -> None:

@@ -50,7 +50,10 @@ def execute_into(cache: JupyterCacheAbstract, paths: Sequence[Path], timeout: in
 async def _execute_all(
     cache: JupyterCacheAbstract, notebooks: Mapping[Path, NotebookNode], timeout: int
 ) -> None:
-    at_a_time = min(len(notebooks), os.cpu_count() or 1, MOST_AT_A_TIME)
+    cores = os.cpu_count() or 1
+    at_a_time = min(len(notebooks), cores, MOST_AT_A_TIME)
+    # Two kernels that use both of two cores wait for each other most of the time.
+    environment = {"OMP_NUM_THREADS": str(cores // at_a_time), **os.environ}
     _say(f"executing {len(notebooks)} chapters, {at_a_time} at a time")
     free = asyncio.Semaphore(at_a_time)
     done = 0
@@ -66,7 +69,7 @@ async def _execute_all(
                 resources={"metadata": {"path": str(path.parent)}},
             )
             try:
-                await client.async_execute()
+                await client.async_execute(env=environment)
                 outcome = "in {:.0f} s"
             except (CellExecutionError, CellTimeoutError):
                 outcome = "failed after {:.0f} s"
