@@ -91,8 +91,8 @@ check-notebooks: environment
 test-library: environment  ## run the tests of the library and of the tools
 	$(call pytest,OMP_NUM_THREADS=1,-n 2 --dist loadfile)
 
-# Two notebooks at a time, each whole in one process, because its cells need each other. With one thread,
-# while the book is built with as many as there are: the results may not depend on that.
+# Two notebooks at a time, each whole in one process, because its cells need each other, and with one
+# thread each, as in the build of the book.
 .PHONY: test-notebooks
 test-notebooks: environment  ## execute the chapters and compare what their check cells print
 	$(call pytest,OMP_NUM_THREADS=1,-n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with=scripts/nbval.cfg $(CHAPTERS))
