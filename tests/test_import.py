@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "eoslib"
 LAYERS = [
     ["_names", "numerics", "palette", "linear_chain", "linops", "checks", "progress"],
     ["downloads"],
-    ["cifar10", "wikitext2"],
+    ["cifar10", "wikitext2", "prose"],
     ["losses", "data", "convolutional", "transformer"],
     ["architectures"],
     ["functional_model", "eigen", "update_rules", "runs"],
