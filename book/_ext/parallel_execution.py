@@ -70,15 +70,16 @@ async def _execute_all(
             )
             try:
                 await client.async_execute(env=environment)
-                outcome = "in {:.0f} s"
+                succeeded = True
             except (CellExecutionError, CellTimeoutError):
-                outcome = "failed after {:.0f} s"
+                succeeded = False
             seconds = time.perf_counter() - start
-        if not outcome.startswith("failed"):
+        if succeeded:
             bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": seconds})
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
         done += 1
-        _say(f"  {done} of {len(notebooks)}: {path.name} {outcome.format(seconds)}")
+        outcome = "in" if succeeded else "failed after"
+        _say(f"  {done} of {len(notebooks)}: {path.name} {outcome} {seconds:.0f} s")
 
     await asyncio.gather(*(execute_one(path, one) for path, one in notebooks.items()))
 
