@@ -142,6 +142,7 @@ A classic script without imports or requests: it works from file:// and without 
     }
   }
 
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", main);
+  // as soon as the page is parsed: DOMContentLoaded waits for the theme's deferred scripts
+  if (document.readyState === "loading") document.addEventListener("readystatechange", main, { once: true });
   else main();
 })();

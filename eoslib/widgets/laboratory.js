@@ -240,7 +240,7 @@ function render({ model, el }) {
 
   function receive(message) {
     if (message.session && message.session !== name()) return; // of a run that is over
-    if (message.type === "started") started = message;
+    if (message.type === "started") [started, stale] = [message, true];
     if (message.type === "weights") {
       if (initial === null) initial = Float64Array.from(message.point);
       else {
@@ -822,9 +822,9 @@ function render({ model, el }) {
     $(".eos-limit").textContent = usesStep() ? `${symbol()} = ${number(limit)}` : "no threshold";
     slider.setAttribute("aria-valuetext", `step size ${number(stepSize)}, threshold ${symbol()} = ${number(limit)}`);
     go.textContent = running ? "Pause" : "Run";
-    go.disabled = diverged || !snap || Boolean(next);
-    $(".eos-one").disabled = go.disabled;
-    $(".eos-twin").disabled = go.disabled || !usesStep();
+    go.disabled = diverged || !started || Boolean(next);
+    $(".eos-one").disabled = go.disabled || !snap;
+    $(".eos-twin").disabled = $(".eos-one").disabled || !usesStep();
     $(".eos-forget").disabled = !ghosts.length;
     $(".eos-reset").disabled = !started || Boolean(next);
     if (!snap || next) return;
@@ -1040,13 +1040,14 @@ for lr, steps in [${plan.join(", ")}]:
   document.addEventListener("visibilitychange", hidden);
   const unwatch = watch(root, () => { paint = null; stale = true; schedule(); });
   $(".eos-twin").hidden = compact && !presets.some(({ settings }) => settings.twinAt >= 0);
-  // a laboratory far down in a chapter takes no time before the reader comes near
+  // a small laboratory far down in a chapter takes no time before the reader comes near
   const near = new IntersectionObserver((entries) => {
     if (!entries.some((entry) => entry.isIntersecting)) return;
     near.disconnect();
     open();
   }, { rootMargin: "600px" });
-  near.observe(root);
+  if (compact) near.observe(root);
+  else open();
   return () => {
     near.disconnect();
     unwatch();
