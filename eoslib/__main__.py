@@ -114,6 +114,7 @@ def _chosen(given: argparse.Namespace) -> dict[str, Any]:
         "eigenvalues": given.eigenvalues,
         "sharpness_every": given.sharpness_every,
         "sharpness_rtol": given.sharpness_rtol,
+        "sharpness_cold_every": given.sharpness_cold_every,
         "sharpness_examples": given.sharpness_examples,
         "accuracy_goal": given.accuracy_goal,
         "loss_goal": given.loss_goal,
@@ -396,6 +397,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     record.add_argument("--eigenvalues", type=int, help="how many to track; default: 1")
     record.add_argument("--sharpness-every", type=int, metavar="STEPS", help="default: 5")
     record.add_argument("--sharpness-rtol", type=float, help="accuracy; default: 1e-3")
+    record.add_argument(
+        "--sharpness-cold-every",
+        type=int,
+        metavar="N",
+        help="search from random vectors too at every Nth measurement; default: 50",
+    )
     record.add_argument(
         "--sharpness-examples", type=int, metavar="N", help="measure on the first N examples only"
     )

@@ -126,6 +126,8 @@ class Experiment:
         eigenvalues: how many of the largest eigenvalues to track.
         sharpness_every: measure them every so many steps (gradient flow: at every tick).
         sharpness_rtol: their relative accuracy.
+        sharpness_cold_every: every so many measurements search from random vectors too; see
+            `eoslib.SharpnessTracker`.
         sharpness_examples: measure them on the loss of the first so many examples only, as Cohen
             et al. (2021) did on large data sets. Default: on the training loss.
         accuracy_goal: stop when the training accuracy exceeds this.
@@ -156,6 +158,7 @@ class Experiment:
     eigenvalues: int = 1
     sharpness_every: int = 5
     sharpness_rtol: float = 1e-3
+    sharpness_cold_every: int = 50
     sharpness_examples: int | None = None
     accuracy_goal: float | None = None
     loss_goal: float | None = None
@@ -190,7 +193,7 @@ class Experiment:
         for name in ("lr", "beta", "tick", "accuracy_goal", "loss_goal", "divergence_factor"):
             if isinstance(getattr(self, name), int):  # 1 and 1.0 are one setting
                 object.__setattr__(self, name, float(getattr(self, name)))
-        for name in ("num_steps", "eigenvalues", "sharpness_every"):
+        for name in ("num_steps", "eigenvalues", "sharpness_every", "sharpness_cold_every"):
             _check_count(name, getattr(self, name))
         for name in ("chunk_size", "batch_size", "sharpness_examples"):
             if getattr(self, name) is not None:
@@ -284,7 +287,10 @@ class Experiment:
 
     def tracker(self, objective: Objective, data: Dataset) -> SharpnessTracker:
         """What measures the largest eigenvalues."""
-        options: dict[str, Any] = {"rtol": self.sharpness_rtol}
+        options: dict[str, Any] = {
+            "rtol": self.sharpness_rtol,
+            "cold_every": self.sharpness_cold_every,
+        }
         if self.sharpness_examples is None or self.sharpness_examples >= data.num_examples:
             return SharpnessTracker(objective, self.eigenvalues, **options)
         subset = self.objective(

@@ -303,9 +303,127 @@ def _fixed() -> list[Recipe]:
                 f"fc-tanh on 5,000 images, {short}, at fixed step sizes",
                 "figure 5 without gradient flow",
                 ("C5", "C6", "C7", "C8", "C9"),
-                tuple(_gd(20_000, 2 / t, **task) for t in (100, 200)),
+                tuple(_gd(20_000, 2 / t, **task) for t in (50, 100, 150, 200)),
                 _FC,
                 "Step sizes chosen by us, for two CPU cores.",
+            )
+        )
+    return recipes
+
+
+def _small() -> list[Recipe]:
+    """Other questions, to networks and images that two cores can manage in minutes."""
+    ours = " Number of images and step sizes chosen by us, for two CPU cores."
+    recipes = []
+    for short, loss in _LOSSES.items():
+        slow, fast = _FIXED["fc", short][::-1]
+        task: dict[str, Any] = {
+            **_STANDARD,
+            "dataset": "cifar10-1k-per_pixel",
+            "loss": loss,
+            "sharpness_every": 10,
+            "quantities": {"accuracy": {"every": 10}},
+        }
+        size = replace(_FC, examples=1_000)
+        for optimizer in ("polyak", "nesterov"):
+            threshold = _momentum_numerator(optimizer)
+            recipes.append(
+                Recipe(
+                    f"1k-momentum-{optimizer}-{short}",
+                    f"{optimizer} momentum on 1,000 images, {short}",
+                    "appendix on momentum, on a fifth of its images",
+                    ("C24",),
+                    tuple(
+                        _gd(5_000, threshold / t, **task, optimizer=optimizer, beta=0.9)
+                        for t in (fast, slow)
+                    ),
+                    size,
+                    "β = 0.9." + ours,
+                )
+            )
+        at = {"square": 500, "cross-entropy": 150}[short]
+        recipes.append(
+            Recipe(
+                f"1k-lr-drop-{short}",
+                f"half the step size from step {at} on, 1,000 images, {short}",
+                "appendix on step-size drops, on a fifth of its images",
+                ("C25",),
+                tuple(
+                    _gd(5_000, 2 / fast, **task, lr_changes=changes)
+                    for changes in ([], [[at, 2 / slow]])
+                ),
+                size,
+                ours.strip(),
+            )
+        )
+    flow: dict[str, Any] = {**_STANDARD, "loss": "cross_entropy"}
+    hundreds: dict[str, Any] = {**flow, "dataset": "cifar10-500-per_pixel"}
+    recipes += [
+        Recipe(
+            "500-width",
+            "gradient flow of networks of several widths, 500 images, cross-entropy",
+            "appendix B, on a tenth of its images",
+            ("C14",),
+            tuple(
+                _flow(160, **hundreds, architecture_options={"widths": [w, w]})
+                for w in (25, 50, 100, 200, 400)
+            ),
+            replace(_FC, examples=500),
+            "Widths and loss chosen by us; PyTorch's parametrisation.",
+        ),
+        Recipe(
+            "500-depth",
+            "gradient flow of networks of one to four hidden layers, 500 images, cross-entropy",
+            "appendix B, on a tenth of its images",
+            ("C15",),
+            tuple(
+                _flow(160, **hundreds, architecture_options={"widths": d * [200]})
+                for d in (1, 2, 3, 4)
+            ),
+            replace(_FC, examples=500),
+            "Loss chosen by us.",
+        ),
+        Recipe(
+            "2k-data-size",
+            "gradient flow on the first 125 to 2,000 images, cross-entropy",
+            "appendix B, on fewer images",
+            ("C16",),
+            tuple(
+                _flow(160, **{**flow, "dataset": f"cifar10-{n}-per_pixel"})
+                for n in ("125", "250", "500", "1k", "2k")
+            ),
+            replace(_FC, examples=775),
+            "Numbers of images and loss chosen by us.",
+        ),
+    ]
+    for name, operations, thresholds in (
+        ("vgg11", 1.53e8, (20, 40)),
+        ("vgg11-bn", 1.53e8, (20, 40)),
+        ("resnet32", 6.9e7, (10, 20)),
+    ):
+        recipes.append(
+            Recipe(
+                f"100-{name}",
+                f"{name} on 100 images, square",
+                "appendix on standard networks, on a five-hundredth of its images",
+                ("C19",),
+                tuple(
+                    _gd(
+                        600,
+                        2 / t,
+                        dataset="cifar10-100-per_pixel",
+                        architecture=name,
+                        accuracy_goal=0.99,
+                        batch_norm=None if name == "vgg11" else "ghost",
+                        chunk_size=100,
+                        sharpness_every=10,
+                        quantities={"accuracy": {"every": 10}},
+                    )
+                    for t in thresholds
+                ),
+                Size(operations, 100),
+                "Loss, number of images and step sizes chosen by us, for two CPU cores."
+                + ("" if name == "vgg11" else " All examples share the statistics of a batch."),
             )
         )
     return recipes
@@ -542,8 +660,12 @@ def _methods() -> list[Recipe]:
 
 def _momentum_step_sizes(optimizer: str) -> list[float]:
     """Step sizes with the same three thresholds for both kinds of momentum, β = 0.9."""
-    threshold = {"polyak": 3.8, "nesterov": 3.8 / 2.8}[optimizer]
-    return [threshold / t for t in (100, 200, 300)]
+    return [_momentum_numerator(optimizer) / t for t in (100, 200, 300)]
+
+
+def _momentum_numerator(optimizer: str) -> float:
+    """The threshold times the step size at β = 0.9: 2 + 2β for Polyak, over 1 + 2β for Nesterov."""
+    return {"polyak": 3.8, "nesterov": 3.8 / 2.8}[optimizer]
 
 
 def _other_tasks() -> list[Recipe]:
@@ -556,6 +678,10 @@ def _other_tasks() -> list[Recipe]:
             "loss_goal": 0.01,
             "sharpness_every": 5,
         }
+        if (
+            degree % 2
+        ):  # without biases at the start, an odd target splits the Hessian in two blocks,
+            task["sharpness_cold_every"] = 1  # and a warm start in one never sees the other
         recipes.append(
             Recipe(
                 f"chebyshev-{degree}",
@@ -616,6 +742,7 @@ RECIPES: dict[str, Recipe] = {
         _figures(),
         _networks(),
         _fixed(),
+        _small(),
         _normalised(),
         _standard(),
         _sharpening(),

@@ -98,7 +98,8 @@ def test_all_options_reach_the_experiment(capsys):
         "--dtype float64 --batch-norm ghost --optimizer nesterov --lr 0.5 --beta 0.9 "
         "--lr-change 10:0.1 --lr-change 20:0.2 --steps 50 --batch-size 7 --physical-batch-size 9 "
         "--accuracy-goal 0.9 --loss-goal 0.1 --eigenvalues 4 --sharpness-every 3 "
-        "--sharpness-rtol 0.01 --sharpness-examples 100 --record accuracy:every=4 "
+        "--sharpness-rtol 0.01 --sharpness-cold-every 9 --sharpness-examples 100 "
+        "--record accuracy:every=4 "
         "--option init=lecun --option depth=3 --widths 4,5 --dry-run"
     )
     status, out, _ = call(text, capsys)
@@ -122,6 +123,7 @@ def test_all_options_reach_the_experiment(capsys):
             "eigenvalues": 4,
             "sharpness_every": 3,
             "sharpness_rtol": 0.01,
+            "sharpness_cold_every": 9,
             "sharpness_examples": 100,
             "accuracy_goal": 0.9,
             "loss_goal": 0.1,
