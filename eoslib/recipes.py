@@ -396,11 +396,7 @@ def _small() -> list[Recipe]:
             "Numbers of images and loss chosen by us.",
         ),
     ]
-    for name, operations, thresholds in (
-        ("vgg11", 1.53e8, (20, 40)),
-        ("vgg11-bn", 1.53e8, (20, 40)),
-        ("resnet32", 6.9e7, (10, 20)),
-    ):
+    for name, operations in (("vgg11", 1.53e8), ("vgg11-bn", 1.53e8), ("resnet32", 6.9e7)):
         recipes.append(
             Recipe(
                 f"100-{name}",
@@ -409,17 +405,17 @@ def _small() -> list[Recipe]:
                 ("C19",),
                 tuple(
                     _gd(
-                        600,
+                        400,
                         2 / t,
                         dataset="cifar10-100-per_pixel",
                         architecture=name,
                         accuracy_goal=0.99,
                         batch_norm=None if name == "vgg11" else "ghost",
                         chunk_size=100,
-                        sharpness_every=10,
+                        sharpness_every=20,
                         quantities={"accuracy": {"every": 10}},
                     )
-                    for t in thresholds
+                    for t in (10, 20)
                 ),
                 Size(operations, 100),
                 "Loss, number of images and step sizes chosen by us, for two CPU cores."
