@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,17 @@ from eoslib.experiment import Experiment, run_path, run_together, without_rule
 from eoslib.recorder import every
 from eoslib.runs import Run, written_atomically
 
-__all__ = ["LIMIT_BYTES", "add", "index_of", "problems", "replayed", "seconds_of", "write_index"]
+__all__ = [
+    "LIMIT_BYTES",
+    "add",
+    "index_of",
+    "origin",
+    "problems",
+    "replayed",
+    "runs_of",
+    "seconds_of",
+    "write_index",
+]
 
 #: The whole store stays below this, so that a clone stays small.
 LIMIT_BYTES = 25 * 2**20
@@ -66,6 +77,63 @@ def add(source: str | os.PathLike[str], recipe: str, store: str | os.PathLike[st
         )
     write_index(root)
     return target
+
+
+def runs_of(recipe: str, store: str | os.PathLike[str] | None = None) -> list[Run]:
+    """The stored runs of a recipe; none if it has not been run.
+
+    Args:
+        recipe: its name.
+        store: the folder of the store. Default: ``runs``, in the working directory or the nearest
+            directory above that has one with an index.
+
+    Returns:
+        Gradient flow first, then by step size, number of parameters and of examples; a run with
+        changes of its step size after the one without.
+
+    Raises:
+        FileNotFoundError: there is no store.
+    """
+    root = _nearest() if store is None else Path(store)
+    runs = [Run.load(path) for path in sorted((root / recipe).glob("*.npz"))]
+
+    def place(run: Run) -> tuple[Any, ...]:
+        settings = run.settings
+        sizes = settings["num_parameters"], settings["num_examples"]
+        return settings.get("lr", 0.0), *sizes, settings["experiment"].get("lr_changes", [])
+
+    return sorted(runs, key=place)
+
+
+def _nearest() -> Path:
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "runs" / _INDEX).is_file():
+            return folder / "runs"
+    raise FileNotFoundError(
+        f"no folder runs with an {_INDEX} in {here} or above it: the stored runs are in the "
+        "repository, not in the installed package; pass store="
+    )
+
+
+def origin(runs: Sequence[Run]) -> str:
+    """Where stored runs come from, in a sentence or two: device, dates, data.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    if not runs:
+        raise ValueError("no runs, so there is no origin to tell")
+    stamps = [run.provenance for run in runs]
+    days = sorted({stamp["date"][:10] for stamp in stamps})
+    devices = sorted({stamp.get("gpu", stamp["device"]) for stamp in stamps})
+    versions = sorted({stamp["torch"] for stamp in stamps})
+    sources = sorted({run.settings["data_source"] for run in runs})
+    number = f"{len(runs)} stored run{'s' * (len(runs) > 1)}"
+    return (
+        f"{number}, computed {' to '.join(dict.fromkeys((days[0], days[-1])))} on "
+        f"{', '.join(devices)} with PyTorch {', '.join(versions)}. {'; '.join(sources)}."
+    )
 
 
 def index_of(store: str | os.PathLike[str]) -> dict[str, Any]:

@@ -189,3 +189,28 @@ def test_the_first_steps_of_the_runs_kept_are_what_the_code_computes(tmp_path):
         for path in sorted(folder.glob("*.npz"))[:1]:
             apart = store.replayed(path, tmp_path, num_steps=10)
             assert max(apart.values()) < 2e-3, path
+
+
+def test_the_runs_of_a_recipe_in_order(kept, monkeypatch):
+    runs = store.runs_of("a-recipe", kept)
+    assert [run.settings.get("lr") for run in runs] == [None, 0.1, 0.1, 0.2, 1e4]
+    assert store.runs_of("nobody-ran-it", kept) == []
+    below = kept.parent / "book" / "deep"
+    below.mkdir(parents=True)
+    kept.rename(kept.parent / "runs")
+    monkeypatch.chdir(below)
+    assert len(store.runs_of("a-recipe")) == len(EXPERIMENTS)
+    monkeypatch.chdir(kept.anchor)
+    with pytest.raises(FileNotFoundError, match=r"no folder runs with an index.json.*pass store="):
+        store.runs_of("a-recipe")
+
+
+def test_the_origin_of_runs(kept):
+    runs = store.runs_of("a-recipe", kept)
+    words = store.origin(runs)
+    assert words.startswith(f"{len(runs)} stored runs, computed 20")
+    assert " on cpu with PyTorch " in words and "T_3 at 12 evenly spaced points" in words
+    assert words.count("T_3") == 1
+    assert store.origin(runs[:1]).startswith("1 stored run, ")
+    with pytest.raises(ValueError, match="no runs"):
+        store.origin([])
