@@ -166,6 +166,15 @@ def test_mathjax_is_one_local_file() -> None:
     assert files == ["tex-svg-full.js"]
 
 
+def test_mathjax_waits_for_everything_else() -> None:
+    for entry in ENTRIES:
+        page = book.html_path(entry).read_text(encoding="utf-8")
+        tags = re.findall(r"<script[^>]*tex-svg-full[^>]*>", page)
+        assert all('type="text/x-last"' in tag for tag in tags)
+        assert "mathjax_last.js" in page
+        assert tags or 'class="math' not in page
+
+
 def test_the_ledger_holds_every_check_of_a_numbered_claim() -> None:
     printed = [
         match
