@@ -109,7 +109,8 @@ def gradient_flow(
         raise ValueError(f"measurement names must be unique and new, got {names[3:]}")
     num_ticks = math.ceil(duration / tick - 1e-9)
     tracker = sharpness or SharpnessTracker(objective)
-    point = (objective.initial_point if theta is None else theta).detach().clone()
+    start = objective.initial_point if theta is None else theta.to(objective.device)
+    point = start.detach().clone()
     method = {
         "optimizer": "gradient flow",
         "tick": tick,

@@ -189,7 +189,7 @@ def train_together(
     names = ["loss", "sharpness", "eigenvalues", *(m.name for m in measurements)]
     if len(set(names)) != len(names):
         raise ValueError(f"measurement names must be unique and new, got {names[3:]}")
-    start = (objective.initial_point if theta is None else theta).detach()
+    start = (objective.initial_point if theta is None else theta.to(objective.device)).detach()
     given = dict(settings or {})
     if batches is not None:
         given |= {"batch_size": batches.size, "batch_seed": batches.seed}

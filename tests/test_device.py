@@ -106,7 +106,25 @@ def test_derivatives(loss, chunk_size, network):
 
 def test_a_point_from_here_is_taken_along():
     theta = torch.linspace(-1, 1, objective("cpu").num_parameters)
-    same(lambda one: one.gradient(theta))
+    end = 0.99 * theta
+
+    def numbers(one):
+        hessian = one.hessian(theta)
+        return [
+            one.gradient(theta),
+            hessian @ theta,
+            lanczos(hessian, start=theta).values,
+            one.third_derivative(theta, theta),
+            sharpness_between(one, theta, end).value,
+            directional_smoothness(one, theta, end),
+            relative_progress(one, theta, 0.1),
+            TaylorQuadratic(one, theta).value(end),
+            *_record(train(one, GradientDescent(0.1), num_steps=3, theta=theta)),
+            *_record(train(one, Polyak(0.1, 0.5), num_steps=3, theta=theta)),
+            *_record(gradient_flow(one, duration=0.02, tick=0.01, theta=theta)),
+        ]
+
+    same(numbers)
 
 
 def test_eigensolvers():
