@@ -725,7 +725,8 @@ function render({ model, el }) {
     frameOf(context, width, height, names);
     let rises = 0;
     for (let i = from + 1; i < recent.loss.length; i++) rises += recent.loss[i] > recent.loss[i - 1];
-    const text = `the last ${recent.loss.length - from} steps: loss rose ${rises} times`;
+    const count = recent.loss.length - from;
+    const text = count > 1 ? `the last ${count} steps: loss rose ${rises} times` : "the last steps, as they come";
     $(".eos-magnifier figcaption").textContent = text;
     $(".eos-magnifier [role]").setAttribute("aria-label", `magnifier, ${text}`);
   }
