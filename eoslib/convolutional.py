@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from eoslib._names import look_up
 
-__all__ = ["ResNet32", "cnn", "vgg11"]
+__all__ = ["ResNet32", "ResidualBlock", "cnn", "vgg11"]
 
 _POOLING: dict[str, type[nn.MaxPool2d] | type[nn.AvgPool2d]] = {
     "max": nn.MaxPool2d,
@@ -123,7 +123,7 @@ class ResNet32(nn.Module):
         channels = 16
         for width in (16, 32, 64):
             for _ in range(5):
-                blocks.append(_Block(channels, width))
+                blocks.append(ResidualBlock(channels, width))
                 channels = width
         self.blocks = nn.Sequential(*blocks)
         self.last = nn.Linear(64, num_outputs)
@@ -137,8 +137,13 @@ class ResNet32(nn.Module):
         return hidden
 
 
-class _Block(nn.Module):
-    """Two convolutions beside a shortcut; with more channels than before, half the image."""
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut; with more channels than before, half the image.
+
+    Args:
+        channels: of the input.
+        width: channels of the output; not fewer.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -159,6 +164,7 @@ class _Block(nn.Module):
             self.shortcut = nn.Sequential(OrderedDict(steps))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Outputs ``(m, width, h, w)`` for ``(m, channels, h, w)``, or half that height and width."""
         shortcut = self.shortcut(x)
         if self.new_channels:
             shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels))
