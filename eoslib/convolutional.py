@@ -164,7 +164,7 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Sequential(OrderedDict(steps))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs ``(m, width, h, w)`` for ``(m, channels, h, w)``, or half that height and width."""
+        """Outputs ``(m, width, h, w)`` for ``(m, channels, h, w)``, or half that size."""
         shortcut = self.shortcut(x)
         if self.new_channels:
             shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels))
