@@ -130,6 +130,7 @@ def main() -> None:
         page.close()
         for name, settings in SETTINGS.items():
             page = opened(f"{address}#laboratory?{settings}")
+            page.wait_for_function('document.querySelector(".eos-lab").dataset.step !== undefined')
             browser.start_tracing(page=page, categories=["toplevel"])
             found = page.evaluate(MEASURE, options.seconds)
             found["longestCpu"] = longest_cpu(browser.stop_tracing())

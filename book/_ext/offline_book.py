@@ -6,10 +6,9 @@ What it does, in the order of a build:
    change in either is a new cache *and* a changed setting, so Sphinx reads every page again and the
    chapters are executed again. A change of this extension, of its files or of the book's settings
    makes Sphinx write every page again.
-2. MathJax comes from one local file instead of a content delivery network, and runs last: it keeps
-   the page from answering for a third of a second, and a reader can read and press buttons before.
-3. The files beside this one, the style sheet and the scripts that mount widgets without a kernel
-   and load MathJax, join the book's static files.
+2. MathJax comes from one local file instead of a content delivery network.
+3. The files beside this one, the style sheet and the script that mounts widgets without a kernel,
+   join the book's static files.
 4. In each page's widget state, long strings (a widget's program, its style, its data) move into
    files that all pages share. They are classic scripts that fill `self.__eosShared`, because a page
    opened as a file may load scripts but may not fetch data; the state keeps `{"$shared": hash}`.
@@ -46,7 +45,6 @@ from scripts.fingerprint import execution_fingerprint, page_fingerprint  # noqa:
 
 STYLE_SHEET = "book.css"
 WIDGET_SCRIPT = "static_widgets.js"
-MATHJAX_LOADER = "mathjax_last.js"
 MATHJAX = "mathjax/tex-svg-full.js"  # one file with every TeX package, and no fonts to load
 
 CACHE_PREFIX = ".jupyter_cache-"
@@ -64,8 +62,6 @@ def configure(app: Sphinx, config: Config) -> None:
     config["nb_execution_cache_path"] = str(cache)
     config["eos_page_fingerprint"] = page_fingerprint()
     config["mathjax_path"] = MATHJAX
-    # A browser leaves a script of an unknown type alone, and MATHJAX_LOADER loads it.
-    config["mathjax_options"] = {"type": "text/x-last", "defer": None}
 
 
 def add_static_files(app: Sphinx) -> None:
@@ -74,8 +70,7 @@ def add_static_files(app: Sphinx) -> None:
         return
     # Added one by one, and only now: jupyter-book links every script of a static folder that it
     # knows to every page.
-    files = (STYLE_SHEET, WIDGET_SCRIPT, MATHJAX_LOADER)
-    app.config.html_static_path += [str(HERE / name) for name in files]
+    app.config.html_static_path += [str(HERE / STYLE_SHEET), str(HERE / WIDGET_SCRIPT)]
     copy_if_different(packaged_mathjax(), Path(app.outdir) / "_static" / MATHJAX)
 
 
@@ -229,7 +224,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the extension to the events of a build."""
     app.add_config_value("eos_page_fingerprint", "", "html", str)
     app.add_css_file(STYLE_SHEET, priority=800)
-    app.add_js_file(MATHJAX_LOADER)
     app.connect("config-inited", configure)
     app.connect("builder-inited", add_static_files)
     app.connect("html-page-context", share_widget_data, priority=900)

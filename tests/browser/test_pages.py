@@ -26,10 +26,6 @@ PHONE = {"width": 360, "height": 740}
 # Maths set, fonts loaded, and a moment for whatever starts late. (Playwright's "networkidle" is no
 # help here: for pages opened as files it sometimes never comes.)
 AT_REST = """async () => {
-  const maths = document.querySelector(".math, script[type='text/x-last']"); // MathJax comes last
-  while (maths && !window.MathJax?.startup?.promise) {
-    await new Promise((resolve) => setTimeout(resolve, 50));
-  }
   await window.MathJax?.startup?.promise;
   await document.fonts.ready;
   await new Promise((resolve) => setTimeout(resolve, 300));
