@@ -675,10 +675,10 @@ def _other_tasks() -> list[Recipe]:
             "loss_goal": 0.01,
             "sharpness_every": 5,
         }
-        if (
-            degree % 2
-        ):  # without biases at the start, an odd target splits the Hessian in two blocks,
-            task["sharpness_cold_every"] = 1  # and a warm start in one never sees the other
+        if degree % 2:
+            # Without biases at the start an odd target splits the Hessian in two blocks, and a
+            # warm start in one never sees the other.
+            task["sharpness_cold_every"] = 1
         recipes.append(
             Recipe(
                 f"chebyshev-{degree}",
