@@ -79,7 +79,7 @@ def gradient_flow(
         duration: how long, in units of time; rounded up to whole ticks.
         tick: time between two measurements, > 0.
         alpha: Runge-Kutta step times sharpness, in (0, 2.7]; smaller is more accurate.
-        theta: where to start, ``(P,)``; default: the objective's initial point.
+        theta: where to start, ``(P,)``, on any device; default: the objective's initial point.
         sharpness: the tracker; default tracks one eigenvalue to a relative accuracy of 1e-3.
         measurements: further quantities; their schedules count ticks.
         stop: stop rules, asked after the measurements of each tick.

@@ -187,6 +187,8 @@ _FIXED = {
     ("cnn-avgpool", "square"): (40, 80),
     ("cnn-avgpool", "cross-entropy"): (15, 30),
 }
+#: Multiply-adds of a forward pass over one image.
+_STANDARD_NETWORKS = {"vgg11": 1.53e8, "vgg11-bn": 1.53e8, "resnet32": 6.9e7}
 _LOSSES = {"square": "square", "cross-entropy": "cross_entropy"}
 
 
@@ -316,7 +318,7 @@ def _small() -> list[Recipe]:
     ours = " Number of images and step sizes chosen by us, for two CPU cores."
     recipes = []
     for short, loss in _LOSSES.items():
-        slow, fast = _FIXED["fc", short][::-1]
+        thresholds = _FIXED["fc", short]
         task: dict[str, Any] = {
             **_STANDARD,
             "dataset": "cifar10-1k-per_pixel",
@@ -327,7 +329,7 @@ def _small() -> list[Recipe]:
         endless = {**task, "accuracy_goal": None}  # it is reached before there is much to see
         size = replace(_FC, examples=1_000)
         for optimizer in ("polyak", "nesterov"):
-            threshold = _momentum_numerator(optimizer)
+            numerator = _momentum_numerator(optimizer)
             recipes.append(
                 Recipe(
                     f"1k-momentum-{optimizer}-{short}",
@@ -335,8 +337,8 @@ def _small() -> list[Recipe]:
                     "appendix on momentum, on a fifth of its images",
                     ("C24",),
                     tuple(
-                        _gd(300, threshold / t, **endless, optimizer=optimizer, beta=0.9)
-                        for t in (fast, slow)
+                        _gd(300, numerator / t, **endless, optimizer=optimizer, beta=0.9)
+                        for t in thresholds
                     ),
                     size,
                     "β = 0.9; the number of steps is ours." + ours,
@@ -350,40 +352,31 @@ def _small() -> list[Recipe]:
                 "appendix on step-size drops, on a fifth of its images",
                 ("C25",),
                 tuple(
-                    _gd(5_000, 2 / fast, **task, lr_changes=changes)
-                    for changes in ([], [[at, 2 / slow]])
+                    _gd(5_000, 2 / thresholds[0], **task, lr_changes=changes)
+                    for changes in ([], [[at, 2 / thresholds[1]]])
                 ),
                 size,
                 ours.strip(),
             )
         )
     flow: dict[str, Any] = {**_STANDARD, "loss": "cross_entropy"}
-    hundreds: dict[str, Any] = {**flow, "dataset": "cifar10-500-per_pixel"}
-    recipes += [
-        Recipe(
-            "500-width",
-            "gradient flow of networks of several widths, 500 images, cross-entropy",
-            "appendix B, on a tenth of its images",
-            ("C14",),
-            tuple(
-                _flow(160, **hundreds, architecture_options={"widths": [w, w]})
-                for w in (25, 50, 100, 200)
-            ),
-            replace(_FC, examples=500),
-            "Widths and loss chosen by us; PyTorch's parametrisation.",
-        ),
-        Recipe(
-            "500-depth",
-            "gradient flow of networks of one to four hidden layers, 500 images, cross-entropy",
-            "appendix B, on a tenth of its images",
-            ("C15",),
-            tuple(
-                _flow(160, **hundreds, architecture_options={"widths": d * [200]})
-                for d in (1, 2, 3, 4)
-            ),
-            replace(_FC, examples=500),
-            "Loss chosen by us.",
-        ),
+    for what, claim, varied, widths in (
+        ("width", "C14", "of several widths", [[w, w] for w in (25, 50, 100, 200)]),
+        ("depth", "C15", "of one to four hidden layers", [d * [200] for d in (1, 2, 3, 4)]),
+    ):
+        task = {**flow, "dataset": "cifar10-500-per_pixel"}
+        recipes.append(
+            Recipe(
+                f"500-{what}",
+                f"gradient flow of networks {varied}, 500 images, cross-entropy",
+                "appendix B, on a tenth of its images",
+                (claim,),
+                tuple(_flow(160, **task, architecture_options={"widths": w}) for w in widths),
+                replace(_FC, examples=500),
+                "Number of images, loss and widths chosen by us; PyTorch's parametrisation.",
+            )
+        )
+    recipes.append(
         Recipe(
             "1k-data-size",
             "gradient flow on the first 125 to 1,000 images, cross-entropy",
@@ -395,9 +388,9 @@ def _small() -> list[Recipe]:
             ),
             replace(_FC, examples=470),
             "Numbers of images and loss chosen by us.",
-        ),
-    ]
-    for name, operations in (("vgg11", 1.53e8), ("vgg11-bn", 1.53e8), ("resnet32", 6.9e7)):
+        )
+    )
+    for name, operations in _STANDARD_NETWORKS.items():
         recipes.append(
             Recipe(
                 f"100-{name}",
@@ -456,8 +449,7 @@ def _normalised() -> list[Recipe]:
 def _standard() -> list[Recipe]:
     """Standard networks on all images."""
     recipes = []
-    sizes = {"vgg11": 1.53e8, "vgg11-bn": 1.53e8, "resnet32": 6.9e7}
-    for name, operations in sizes.items():
+    for name, operations in _STANDARD_NETWORKS.items():
         for short, loss in _LOSSES.items():
             task: dict[str, Any] = {
                 **_STANDARD,

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from eoslib.experiment import Experiment, run_path, run_together, without_rule
+from eoslib.recipes import get_recipe
 from eoslib.recorder import every
 from eoslib.runs import Run, written_atomically
 
@@ -93,8 +94,11 @@ def runs_of(recipe: str, store: str | os.PathLike[str] | None = None) -> list[Ru
 
     Raises:
         FileNotFoundError: there is no store.
+        ValueError: there is neither such a recipe nor such a folder.
     """
     root = _nearest() if store is None else Path(store)
+    if not (root / recipe).is_dir():
+        get_recipe(recipe)
     runs = [Run.load(path) for path in sorted((root / recipe).glob("*.npz"))]
 
     def place(run: Run) -> tuple[Any, ...]:
@@ -117,7 +121,13 @@ def _nearest() -> Path:
 
 
 def origin(runs: Sequence[Run]) -> str:
-    """Where stored runs come from, in a sentence or two: device, dates, data.
+    """Where stored runs come from, in a sentence or two, for the reader of a page.
+
+    Args:
+        runs: at least one.
+
+    Returns:
+        How many, when and on what they were computed, and each data set's source.
 
     Raises:
         ValueError: there is no run.

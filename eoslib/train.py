@@ -106,7 +106,7 @@ def train(
         objective: the training loss, or its quadratic model.
         rule: the optimizer.
         num_steps: updates to make, ≥ 1; steps 0..num_steps are measured.
-        theta: where to start, ``(P,)``.
+        theta: where to start, ``(P,)``, on any device.
         sharpness: the tracker; default tracks one eigenvalue to a relative accuracy of 1e-3.
             Recorded as ``sharpness`` ``(m,)``, and also as ``eigenvalues`` ``(m, k)`` if it
             reports several.

@@ -76,6 +76,7 @@ class _FromNumbers(TorchFunctionMode):
 
 
 def _compute(operation: Any, args: Any, options: dict[str, Any]) -> Any:
+    """Do it with the numbers inside; the result is there if its arguments were, or if asked."""
     name = operation._schema.name.removeprefix("aten::")
     tensors = [leaf for leaf in tree_leaves((args, options)) if isinstance(leaf, Tensor)]
     there = any(isinstance(tensor, There) for tensor in tensors)

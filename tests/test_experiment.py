@@ -122,6 +122,7 @@ def test_the_key_is_the_same_in_every_process_and_version():
         ({"num_steps": 0}, "num_steps must be a positive whole number"),
         ({"num_steps": 2.5}, "num_steps must be a positive whole number"),
         ({"chunk_size": 0}, "chunk_size must be a positive whole number"),
+        ({"sharpness_cold_every": 0}, "sharpness_cold_every must be a positive whole number"),
         ({"lr_changes": [(5, 0.1), (5, 0.2)]}, "must increase"),
     ],
 )
@@ -459,6 +460,13 @@ def test_the_inverse_sharpness_rule(tmp_path):
         dense = torch.stack([hessian.matvec(row) for row in torch.eye(len(theta)).double()])
         theta = theta - hessian.gradient / torch.linalg.eigvalsh(dense)[-1]
     np.testing.assert_allclose(run["loss"].values, losses, rtol=1e-6)
+
+
+def test_every_measurement_searches_cold_if_asked(tmp_path):
+    runs = [run_experiment(small(**o), tmp_path) for o in ({}, {"sharpness_cold_every": 1})]
+    np.testing.assert_allclose(*(run["sharpness"].values for run in runs), rtol=2e-3)
+    usual, cold = (run.provenance["sharpness_products"] for run in runs)
+    assert cold > 1.5 * usual
 
 
 def test_sharpness_on_a_subset(tmp_path):

@@ -25,7 +25,8 @@ LAYERS = [
     ["train", "flows"],
     ["plotting", "quantities"],
     ["experiment"],
-    ["recipes", "store"],
+    ["recipes"],
+    ["store"],
     ["widgets", "__main__"],
 ]
 

@@ -93,7 +93,7 @@ def test_settings_of_the_paper():
     for recipe in RECIPES.values():
         for experiment in recipe.experiments:
             if experiment.batch_norm == "ghost":
-                assert experiment.chunk_size == (100 if recipe.name.startswith("100-") else 1000)
+                assert experiment.chunk_size == min(1000, recipe.size.examples)
     for short, expected in (("square", [100, 200]), ("cross-entropy", [30, 60])):
         for optimizer in ("polyak", "nesterov"):
             runs = get_recipe(f"1k-momentum-{optimizer}-{short}").experiments

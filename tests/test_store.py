@@ -194,7 +194,9 @@ def test_the_first_steps_of_the_runs_kept_are_what_the_code_computes(tmp_path):
 def test_the_runs_of_a_recipe_in_order(kept, monkeypatch):
     runs = store.runs_of("a-recipe", kept)
     assert [run.settings.get("lr") for run in runs] == [None, 0.1, 0.1, 0.2, 1e4]
-    assert store.runs_of("nobody-ran-it", kept) == []
+    assert store.runs_of("standard-vgg11-square", kept) == []  # nobody ran it
+    with pytest.raises(ValueError, match="unknown recipe '1k-cnn-tan-square'; did you mean"):
+        store.runs_of("1k-cnn-tan-square", kept)
     below = kept.parent / "book" / "deep"
     below.mkdir(parents=True)
     kept.rename(kept.parent / "runs")
