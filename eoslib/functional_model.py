@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 __all__ = ["BatchNormMode", "FunctionalModel"]
 
@@ -165,10 +165,10 @@ class FunctionalModel:
         before = x.clone()
         buffers = [buffer.clone() for buffer in self._module.buffers()]
         theta = self.initial_point
-        with torch.no_grad(), _Operators() as operators:
+        with torch.no_grad(), _Functions() as functions:
             first = self(theta, x)
         # PyTorch's fused attention cannot be differentiated twice; its plain form can.
-        self._fused_attention = any("attention" in name for name in operators.names)
+        self._fused_attention = any("attention" in name for name in functions.names)
         with torch.no_grad():
             second = self(theta, x)
         if not isinstance(first, Tensor):
@@ -295,17 +295,20 @@ def _is_altered(module: nn.Module) -> bool:
     return any(hooks) or "forward" in vars(module) or getattr(module, "inplace", False)
 
 
-class _Operators(TorchDispatchMode):
-    """Records the names of the operators called."""
+class _Functions(TorchFunctionMode):
+    """Records the names of PyTorch's functions as they are called.
+
+    The operators below them would need a dispatch mode, which loads PyTorch's compiler: seconds.
+    """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.names: set[str] = set()
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.names.add(str(func))
+        self.names.add(getattr(func, "__name__", ""))
         return func(*args, **(kwargs or {}))
 
 

@@ -40,6 +40,26 @@ def test_import_loads_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+def test_training_and_measuring_load_no_compiler():
+    code = """
+import sys, eoslib
+from eoslib.convolutional import cnn
+data = eoslib.digits(8)
+images = data.inputs.view(-1, 1, 8, 8)
+for network, inputs in (
+    (eoslib.build("fc-tanh", 64, 10, widths=(4,)), data.inputs),
+    (cnn(1, 10, width=2, image_size=8), images),
+):
+    objective = eoslib.Objective(network, inputs, data.targets, "square")
+    rules = [eoslib.GradientDescent(lr) for lr in (0.01, 0.02)]
+    eoslib.train_together(objective, rules, num_steps=2)
+    eoslib.train(objective, rules[0], num_steps=2)
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr or "torch._dynamo was loaded, which takes seconds"
+
+
 def test_every_module_has_a_layer():
     found = {path.stem for path in PACKAGE.glob("*.py")} | {
         path.parent.name for path in PACKAGE.glob("*/__init__.py")
