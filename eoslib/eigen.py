@@ -52,6 +52,7 @@ import torch
 from torch import Tensor
 
 from eoslib.linops import SymmetricOperator
+from eoslib.numerics import full_precision
 
 __all__ = [
     "EigenResult",
@@ -280,6 +281,12 @@ class _Search:
     # -- the loop -------------------------------------------------------------------------------
 
     def run(
+        self, starts: list[Start | None], callback: Callable[[EigenResult], None] | None
+    ) -> list[EigenResult]:
+        with full_precision(self.operator.device):  # the basis is matrix products too
+            return self._run(starts, callback)
+
+    def _run(
         self, starts: list[Start | None], callback: Callable[[EigenResult], None] | None
     ) -> list[EigenResult]:
         queue, lengths, known = self._queue(starts)

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from eoslib.linops import SymmetricOperator
+from eoslib.numerics import full_precision
 
 __all__ = [
     "Estimate",
@@ -181,7 +182,8 @@ def spectral_density(
     generator = torch.Generator().manual_seed(seed)
     before = operator.num_products
     probes = _on_sphere(operator, num_probes, generator)
-    matrices = torch.cat([_tridiagonal(operator, part, steps) for part in probes.split(block)])
+    with full_precision(operator.device):
+        matrices = torch.cat([_tridiagonal(operator, part, steps) for part in probes.split(block)])
     nodes, vectors = torch.linalg.eigh(matrices)
     return SpectralDensity(
         size=operator.size,
@@ -268,8 +270,9 @@ def _trace_beside(
 ) -> Estimate:
     """Trace of the operator on the orthogonal complement of ``basis``, ``(P, j)``."""
     vectors = _on_sphere(operator, count, generator).T
-    for _ in range(2):
-        vectors = vectors - basis @ (basis.T @ vectors)
+    with full_precision(operator.device):
+        for _ in range(2):
+            vectors = vectors - basis @ (basis.T @ vectors)
     vectors = normalize(vectors, dim=0)  # uniform on the unit sphere of the complement
     dimension = operator.size - basis.shape[1]
     return _mean(dimension * (vectors * _products(operator, vectors)).double().sum(dim=0).cpu())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from scipy.sparse.linalg import eigsh
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from eoslib import (
     EigenStatus,
@@ -20,13 +22,17 @@ from eoslib import (
     at_steps,
     build,
     digits,
+    eigen,
     every,
     lanczos,
     power_iteration,
     sharpness,
+    spectral_density,
+    spectrum,
     train,
 )
 from eoslib.numerics import full_precision
+from eoslib.spectrum import trace
 from tests.oracles import with_spectrum
 
 DOUBLE = torch.float64
@@ -162,6 +168,44 @@ def test_measuring_with_dropout_is_refused_in_one_line_too():
     with pytest.raises(ValueError, match=r"'1' is Dropout\(p=0.1\) in training mode"):
         sharpness(model, digits(20))
     assert sharpness(model.eval(), digits(20)) > 0
+
+
+class _OnlyInside(TorchFunctionMode):
+    """Counts the matrix products, and refuses one that is made outside of `full_precision`."""
+
+    names = ("mm", "bmm", "baddbmm", "baddbmm_", "matmul", "__matmul__")
+    entered = products = 0
+
+    @contextmanager
+    def full_precision(self, device):
+        self.entered += 1
+        yield
+        self.entered -= 1
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function.__name__ in self.names:
+            self.products += 1
+            assert self.entered, f"{function.__name__} outside of full_precision"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        lambda operator: lanczos(operator, 3, max_basis=12),
+        lambda operator: spectral_density(operator, num_probes=2, num_steps=10),
+        lambda operator: trace(operator, num_products=12),
+    ],
+    ids=["lanczos", "spectral_density", "trace"],
+)
+def test_the_solvers_own_products_of_matrices_are_in_full_precision_too(solve, monkeypatch):
+    diagonal = torch.linspace(1, 2, 40) ** 4
+    inside = _OnlyInside()
+    for module in (eigen, spectrum):
+        monkeypatch.setattr(module, "full_precision", inside.full_precision)
+    with inside:
+        solve(SymmetricOperator(lambda v: diagonal * v, 40, dtype=torch.float32))
+    assert inside.products >= 4
 
 
 def test_tf32_is_switched_off_for_matrices_and_for_convolutions():
