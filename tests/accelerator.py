@@ -44,6 +44,8 @@ class There(Tensor):
             return args[0].cpu().tolist()
         if function is Tensor.__getitem__ and isinstance(args[1], list):  # PyTorch moves it there
             args = (args[0], torch.tensor(args[1]).to(DEVICE))
+        if function is Tensor.new_tensor:  # makes its tensor before any dispatch
+            return torch.tensor(args[1], dtype=args[0].dtype).to(DEVICE)
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args, **(options or {}))
 

@@ -81,6 +81,7 @@ def test_what_meets_raises():
         with pytest.raises(RuntimeError, match="numpy"):
             there.numpy()
         assert (2 * there).sum().item() == 6
+        assert isinstance(there.new_tensor([1.0]), There)
 
 
 @pytest.mark.parametrize("loss", ["square", "cross_entropy"])
