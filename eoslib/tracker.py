@@ -133,7 +133,7 @@ class SharpnessTracker:
         """The largest eigenvalues at θ, descending; NaN where the search did not converge.
 
         Args:
-            theta: ``(P,)``, or ``(R, P)`` for R runs.
+            theta: ``(P,)``, or ``(R, P)`` for R runs, on any device.
             hessian: the objective's Hessian at θ if the caller has it already, as a training step
                 has: it holds the gradient's graph.
 
@@ -149,7 +149,8 @@ class SharpnessTracker:
         self, theta: Tensor, hessian: Hessian | QuadraticHessian | None = None
     ) -> EigenResult | list[EigenResult]:
         """Measure at θ; the result, or one for each run, is kept in `last`."""
-        points = theta.detach()[None] if theta.ndim == 1 else theta.detach()
+        theta = theta.detach().to(self._objective.device)
+        points = theta[None] if theta.ndim == 1 else theta
         operator = hessian or self._objective.hessian(theta)
         if len(self._memories) != len(points):
             self._memories = [[] for _ in points]

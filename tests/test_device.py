@@ -128,6 +128,16 @@ def test_a_point_from_here_is_taken_along():
     same(numbers)
 
 
+def test_a_tracker_takes_points_from_here_and_there():
+    theta = 0.99 * objective("cpu").initial_point
+
+    def eigenvalues(one):
+        tracker = SharpnessTracker(one)
+        return [tracker(point) for point in (one.initial_point, theta, one.initial_point)]
+
+    same(eigenvalues)
+
+
 def test_eigensolvers():
     def eigenvalues(one):
         hessian = one.hessian(one.initial_point)
