@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from eoslib import (
     GradientDescent,
@@ -193,6 +194,25 @@ def test_training(rule):
     same(
         lambda one: _record(train(one, rule(one), num_steps=12, sharpness=SharpnessTracker(one, 2)))
     )
+
+
+@pytest.mark.parametrize("batch_norm", ["full_batch", "ghost", "running"])
+def test_batch_normalization(batch_norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 10))
+    chunk_size = 25 if batch_norm == "ghost" else None
+
+    def numbers(device):
+        one = Objective.from_dataset(
+            model, digits(60), batch_norm=batch_norm, chunk_size=chunk_size, device=device
+        )
+        return _plain(_record(train(one, GradientDescent(0.1), num_steps=4)))
+
+    here = numbers("cpu")
+    with accelerator():
+        there = numbers(DEVICE)
+    for one, other in zip(here, there, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_training_by_the_inverse_sharpness():
