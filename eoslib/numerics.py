@@ -65,8 +65,8 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute float32 products in float32 on CUDA: TF32 off for matrix products and convolutions.
 
-    TF32 keeps 10 of float32's 23 mantissa bits; a Hessian's product with it is wrong in the
-    fourth digit. On any other device this does nothing. The switches are global to the process, so threads
+    TF32 keeps 10 of float32's 23 mantissa bits; a Hessian's product with it is wrong in the fourth
+    digit. On any other device this does nothing. The switches are global to the process, so threads
     share them: the first to enter sets them, the last to leave puts back what was there.
     """
     global _precision_users
