@@ -223,7 +223,9 @@ def trace(operator: SymmetricOperator, *, num_products: int = 60, seed: int = 0)
     _check_positive("num_products", num_products)
     if num_products >= operator.size:
         identity = torch.eye(operator.size, dtype=operator.dtype, device=operator.device)
-        return Estimate(float(_products(operator, identity).diagonal().double().sum()), 0.0)
+        with full_precision(operator.device):
+            diagonal = _products(operator, identity).diagonal()
+        return Estimate(float(diagonal.double().sum()), 0.0)
     if num_products < 4:
         raise ValueError(
             f"num_products must be at least 4 for an operator of size {operator.size} (one for the "
@@ -231,9 +233,10 @@ def trace(operator: SymmetricOperator, *, num_products: int = 60, seed: int = 0)
         )
     generator = torch.Generator().manual_seed(seed)
     rank = num_products // 3
-    sketch = _products(operator, _on_sphere(operator, rank, generator).T)
-    basis = torch.linalg.qr(sketch).Q
-    captured = float((basis * _products(operator, basis)).double().sum())
+    with full_precision(operator.device):
+        sketch = _products(operator, _on_sphere(operator, rank, generator).T)
+        basis = torch.linalg.qr(sketch).Q
+        captured = float((basis * _products(operator, basis)).double().sum())
     rest, standard_error = _trace_beside(operator, basis, num_products - 2 * rank, generator)
     return Estimate(captured + rest, standard_error)
 
@@ -273,9 +276,10 @@ def _trace_beside(
     with full_precision(operator.device):
         for _ in range(2):
             vectors = vectors - basis @ (basis.T @ vectors)
-    vectors = normalize(vectors, dim=0)  # uniform on the unit sphere of the complement
+        vectors = normalize(vectors, dim=0)  # uniform on the unit sphere of the complement
+        images = _products(operator, vectors)
     dimension = operator.size - basis.shape[1]
-    return _mean(dimension * (vectors * _products(operator, vectors)).double().sum(dim=0).cpu())
+    return _mean(dimension * (vectors * images).double().sum(dim=0).cpu())
 
 
 def _tridiagonal(operator: SymmetricOperator, starts: Tensor, num_steps: int) -> Tensor:

@@ -261,7 +261,7 @@ class SharpnessTracker:
 
         It stops by the residual, which bounds the error, because an unlucky draw may converge to
         the second pair before it sees the first. (Along 15 runs far above their edge a residual of
-        1e-3 was as safe as 1e-4, for a sixth of the products less; 1e-2 was not.)
+        1e-3 was as safe as 1e-4, for 13 % fewer products; 1e-2 was not.)
         """
         size = (operator.size, min(self.k + 1, operator.size))
         # Seeded by the measurement, so that a run draws the same whichever others it runs beside.

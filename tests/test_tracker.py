@@ -13,10 +13,12 @@ from eoslib import (
     build,
     chebyshev,
     digits,
+    eigen,
     every,
     lanczos,
     train,
 )
+from eoslib import tracker as tracker_module
 from tests.oracles import dense_hessian
 
 DOUBLE = torch.float64
@@ -78,6 +80,23 @@ def test_a_looser_accuracy_costs_less_and_is_met():
             theta = theta - 0.2 * objective.gradient(theta)
         spent.append(tracker.num_products)
     assert spent[0] < 0.7 * spent[1]
+
+
+@pytest.mark.parametrize(
+    ("rtol", "asked"), [(1e-2, 1e-3), (1e-3, 1e-3), (5e-4, 5e-4), (1e-8, 1e-4)]
+)
+def test_a_search_from_random_vectors_stops_by_a_residual_within_bounds(rtol, asked, monkeypatch):
+    residuals = []
+
+    def lanczos_together(*arguments, **options):
+        if options["accuracy"] is None:
+            residuals.append(options["rtol"])
+        return eigen.lanczos_together(*arguments, **options)
+
+    monkeypatch.setattr(tracker_module, "lanczos_together", lanczos_together)
+    objective = objective_of("digits")
+    SharpnessTracker(objective, rtol=rtol)(objective.initial_point)
+    assert residuals == [asked]
 
 
 def test_the_warm_start_is_the_nearer_of_the_last_two_measurements():
