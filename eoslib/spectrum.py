@@ -223,9 +223,7 @@ def trace(operator: SymmetricOperator, *, num_products: int = 60, seed: int = 0)
     _check_positive("num_products", num_products)
     if num_products >= operator.size:
         identity = torch.eye(operator.size, dtype=operator.dtype, device=operator.device)
-        with full_precision(operator.device):
-            diagonal = _products(operator, identity).diagonal()
-        return Estimate(float(diagonal.double().sum()), 0.0)
+        return Estimate(float(_products(operator, identity).diagonal().double().sum()), 0.0)
     if num_products < 4:
         raise ValueError(
             f"num_products must be at least 4 for an operator of size {operator.size} (one for the "
@@ -233,10 +231,9 @@ def trace(operator: SymmetricOperator, *, num_products: int = 60, seed: int = 0)
         )
     generator = torch.Generator().manual_seed(seed)
     rank = num_products // 3
-    with full_precision(operator.device):
-        sketch = _products(operator, _on_sphere(operator, rank, generator).T)
-        basis = torch.linalg.qr(sketch).Q
-        captured = float((basis * _products(operator, basis)).double().sum())
+    sketch = _products(operator, _on_sphere(operator, rank, generator).T)
+    basis = torch.linalg.qr(sketch).Q
+    captured = float((basis * _products(operator, basis)).double().sum())
     rest, standard_error = _trace_beside(operator, basis, num_products - 2 * rank, generator)
     return Estimate(captured + rest, standard_error)
 
@@ -276,10 +273,9 @@ def _trace_beside(
     with full_precision(operator.device):
         for _ in range(2):
             vectors = vectors - basis @ (basis.T @ vectors)
-        vectors = normalize(vectors, dim=0)  # uniform on the unit sphere of the complement
-        images = _products(operator, vectors)
+    vectors = normalize(vectors, dim=0)  # uniform on the unit sphere of the complement
     dimension = operator.size - basis.shape[1]
-    return _mean(dimension * (vectors * images).double().sum(dim=0).cpu())
+    return _mean(dimension * (vectors * _products(operator, vectors)).double().sum(dim=0).cpu())
 
 
 def _tridiagonal(operator: SymmetricOperator, starts: Tensor, num_steps: int) -> Tensor:
@@ -323,7 +319,8 @@ def _tridiagonal(operator: SymmetricOperator, starts: Tensor, num_steps: int) ->
 
 def _products(operator: SymmetricOperator, vectors: Tensor) -> Tensor:
     """A V for V of shape ``(P, m)``."""
-    images = operator.matmat(vectors)
+    with full_precision(operator.device):  # an operator's product need not see to it
+        images = operator.matmat(vectors)
     if not bool(torch.isfinite(images).all()):
         raise ValueError(
             "a product with the operator was NaN or infinite; expected finite products. If it is a "
