@@ -13,14 +13,12 @@ What it does, in the order of a build:
    files that all pages share. They are classic scripts that fill `self.__eosShared`, because a page
    opened as a file may load scripts but may not fetch data; the state keeps `{"$shared": hash}`.
 5. A widget that brings a picture of itself shows that to readers without JavaScript.
-6. The pictures, line drawings all of them, get a palette of 256 colours: a third of the bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import json
 import os
 import re
@@ -31,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes  # type: ignore[import-untyped]
-from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.errors import ExtensionError
@@ -181,25 +178,6 @@ def write_shared(path: Path, name: str, text: str) -> None:
         path.write_text(f"{statement} = {json.dumps(text)};\n", encoding="utf-8", newline="\n")
 
 
-def shrink_pictures(app: Sphinx, exception: Exception | None) -> None:
-    """Give the pictures of a successful build a palette, in place, unless it would not save a bit.
-
-    Sphinx copies every picture anew in a build that writes its page, so what is a palette picture
-    already was shrunk before.
-    """
-    if exception is not None or app.builder.format != "html":
-        return
-    for path in sorted(Path(app.outdir, app.builder.imagedir).glob("*.png")):
-        with Image.open(path) as picture:
-            if picture.mode == "P":
-                continue
-            smaller = io.BytesIO()
-            # Figures have no transparent pixels: matplotlib draws on white.
-            picture.convert("RGB").quantize(256).save(smaller, "png", optimize=True)
-        if len(smaller.getvalue()) < path.stat().st_size:
-            path.write_bytes(smaller.getvalue())
-
-
 def prune(app: Sphinx, exception: Exception | None) -> None:
     """After a successful build, remove shared files that no page loads, and the oldest caches."""
     if exception is not None or app.builder.format != "html":
@@ -227,7 +205,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", configure)
     app.connect("builder-inited", add_static_files)
     app.connect("html-page-context", share_widget_data, priority=900)
-    app.connect("build-finished", shrink_pictures)
     app.connect("build-finished", prune)
     app.add_post_transform(PicturesOfWidgets)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -51,6 +51,15 @@ CUT_OFF = """() => [...document.querySelectorAll("article div.math mjx-container
   .map((equation) => equation.closest("div.math").id || equation.textContent.slice(0, 60))"""
 
 
+# The colour of a picture's first pixel. (Chromium lets no page read pictures that it opened as
+# files, so this is for pages that are served.)
+PAPER = """(image) => {
+  const context = document.createElement("canvas").getContext("2d");
+  context.drawImage(image, 0, 0);
+  return `rgb(${[...context.getImageData(0, 0, 1, 1).data].slice(0, 3).join(", ")})`;
+}"""
+
+
 class QuietHandler(SimpleHTTPRequestHandler):
     """Serves files without reporting them."""
 
@@ -150,6 +159,26 @@ def test_search_finds_a_page(visit: Callable[..., Any]) -> None:
 def test_the_colour_scheme_of_the_system_is_followed(visit: Callable[..., Any], theme: str) -> None:
     page = visit(f"{ENTRIES[0]}.html", color_scheme=theme)
     assert page.locator("html").get_attribute("data-theme") == theme
+    assert_nothing_happened(page)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("entry", [ENTRIES[0], WITH_WIDGETS[-1]])
+def test_figures_are_drawn_for_the_theme(
+    visit: Callable[..., Any], address: str, entry: str, theme: str
+) -> None:
+    page = visit(f"{entry}.html", color_scheme=theme)
+    figures = page.locator("article figure").filter(has=page.locator("img")).all()
+    assert figures
+    for figure in figures:
+        figure.scroll_into_view_if_needed()
+        shown = [image for image in figure.locator("img").all() if image.is_visible()]
+        assert [f"in-{theme}" in image.get_attribute("class").split() for image in shown] == [True]
+        shown[0].evaluate("(image) => image.decode()")
+        if address.startswith("http"):
+            background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert shown[0].evaluate(PAPER) == background
+        assert figure.locator("figcaption").is_visible()
     assert_nothing_happened(page)
 
 
