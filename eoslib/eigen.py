@@ -52,7 +52,7 @@ import torch
 from torch import Tensor
 
 from eoslib.linops import SymmetricOperator
-from eoslib.numerics import full_precision
+from eoslib.numerics import full_precision, inner_products
 
 __all__ = [
     "EigenResult",
@@ -389,8 +389,7 @@ class _Search:
         self.products += 1
         m = self.filled
         self.rows[:, m], self.images[:, m] = rows, images
-        overlaps = self.rows[:, : m + 1] @ images[:, :, None]
-        column: _Array = overlaps[:, :, 0].double().cpu().numpy()
+        column: _Array = inner_products(self.rows[:, : m + 1], images).cpu().numpy()
         finite: _Flags = np.isfinite(column.sum(axis=1))
         column[~finite] = 0
         self.projected[:, m, : m + 1] = self.projected[:, : m + 1, m] = column
@@ -430,8 +429,8 @@ class _Search:
         if self.filled == 0:
             return vectors
         rows = self.rows[:, : self.filled]
-        overlap = torch.bmm(rows, vectors[:, :, None])
-        return torch.baddbmm(vectors[:, None, :], overlap.mT, rows, alpha=-1)[:, 0]
+        overlap = inner_products(rows, vectors).to(rows.dtype)
+        return torch.baddbmm(vectors[:, None, :], overlap[:, None, :], rows, alpha=-1)[:, 0]
 
     def _ritz_pairs(self) -> tuple[_Array, _Array]:
         """Ritz values of sign × H, descending, and their coefficients in columns."""

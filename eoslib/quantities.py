@@ -29,6 +29,7 @@ from torch import Tensor
 from eoslib._names import look_up
 from eoslib.eigen import EigenResult, lanczos
 from eoslib.flows import RandomProjection
+from eoslib.numerics import inner_products
 from eoslib.objective import Objective
 from eoslib.one_step import effective_smoothness, sharpness_between
 from eoslib.recorder import Measurement, Schedule, at_steps, every
@@ -170,10 +171,12 @@ class _TopDirection:
             if not float(last.values[0]) >= self._threshold:
                 return math.nan
             self._direction = last.vectors[:, 0].clone()
-            self._origin = float(self._direction @ theta)
-        if self._direction is None:
-            return math.nan
-        return float(self._direction @ theta) - self._origin
+            self._origin = self._along(theta)
+        return math.nan if self._direction is None else self._along(theta) - self._origin
+
+    def _along(self, theta: Tensor) -> float:
+        assert self._direction is not None
+        return float(inner_products(self._direction[None, None], theta[None]))
 
     def state_dict(self) -> dict[str, Any]:
         return {"direction": self._direction, "origin": self._origin}

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from eoslib.linops import SymmetricOperator
-from eoslib.numerics import full_precision
+from eoslib.numerics import full_precision, inner_products
 
 __all__ = [
     "Estimate",
@@ -303,7 +303,8 @@ def _tridiagonal(operator: SymmetricOperator, starts: Tensor, num_steps: int) ->
             break
         seen = basis[:, : j + 1]
         for _ in range(2):  # "twice is enough" (Parlett 1998, §6.9)
-            images = images - ((seen @ images[:, :, None]).mT @ seen)[:, 0]
+            overlaps = inner_products(seen, images).to(seen.dtype)
+            images = torch.baddbmm(images[:, None, :], overlaps[:, None, :], seen, alpha=-1)[:, 0]
         norms = images.norm(dim=1)
         beta = norms.double().cpu()
         scale = torch.maximum(scale, alpha.abs() + beta)

@@ -15,7 +15,8 @@ from eoslib import (
     UnconvergedError,
     lanczos,
 )
-from eoslib.eigen import Start
+from eoslib.eigen import Start, lanczos_together
+from eoslib.numerics import inner_products
 from tests.oracles import with_spectrum
 
 DOUBLE = torch.float64
@@ -193,3 +194,36 @@ def test_a_start_from_a_distant_operator_is_not_trusted(turned, status, which):
     else:
         with pytest.raises(UnconvergedError, match="not near the one that the start belongs to"):
             result.eigenvalue()
+
+
+def test_long_float32_vectors_in_lockstep_are_as_good_as_alone():
+    # Entries that do not cancel, where sums taken one after another are worst.
+    size = 400_000
+    draw = torch.rand(size, 3, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    basis, values = torch.linalg.qr(draw).Q, torch.tensor([3.0, 2.0, 1.0], dtype=DOUBLE)
+
+    def matvec(rows):
+        return (rows.double() @ basis * values @ basis.T).float()
+
+    for num_runs in (1, 2):
+        operator = SymmetricOperator(
+            matvec, size, dtype=torch.float32, device=torch.device("cpu"), num_runs=num_runs
+        )
+        for result in lanczos_together(operator, rtol=1e-5, max_products=12):
+            assert result.status is EigenStatus.CONVERGED
+            assert result.eigenvalue() == pytest.approx(3, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [100, 50_000, 3_270_000])
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_inner_products_of_long_vectors(size, dtype):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, 5, size, generator=generator, dtype=dtype)[:, 1:]
+    vectors = torch.rand(2, size, generator=generator, dtype=dtype)
+    exact = torch.stack(
+        [run.double() @ vector.double() for run, vector in zip(rows, vectors, strict=True)]
+    )
+    found = inner_products(rows, vectors)
+    scale = rows.double().norm(dim=2) * vectors.double().norm(dim=1)[:, None]
+    assert found.dtype == DOUBLE
+    assert float(((found - exact) / scale).abs().max()) < (2e-7 if dtype != DOUBLE else 1e-15)
