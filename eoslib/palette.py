@@ -1,9 +1,10 @@
 """The colour of a step size, and the few colours that stand beside it.
 
-A step size wears the same colour in every figure, slider and table of the book. The colour is a
-sample of viridis over log η: small η dark, large η bright, in both themes. Each theme uses the
-part of the map that keeps a contrast of at least 3 : 1 with its background, so that even a thin
-line can be seen.
+A step size wears the same colour in every figure, slider and table of a page. The colour is a
+sample of viridis over log η: small η dark, large η bright, in both themes and on every page; but
+each page spreads the map over its own step sizes, because over the whole book's, from 0.01 to 100,
+those of one page would look alike. Each theme uses the part of the map that keeps a contrast of at
+least 3 : 1 with its background, so that even a thin line can be seen.
 
 The module needs numpy only; `tests/test_palette.py` checks the stops against matplotlib.
 """
