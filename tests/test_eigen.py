@@ -214,16 +214,18 @@ def test_long_float32_vectors_in_lockstep_are_as_good_as_alone():
             assert result.eigenvalue() == pytest.approx(3, rel=1e-6)
 
 
-@pytest.mark.parametrize("size", [100, 50_000, 3_270_000])
+@pytest.mark.parametrize("num_runs", [1, 2])
+@pytest.mark.parametrize("size", [100, 8_192, 8_193, 50_000, 2_000_000])
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
-def test_inner_products_of_long_vectors(size, dtype):
+def test_inner_products_of_long_vectors(num_runs, size, dtype):
+    # All entries positive: nothing cancels, and sums taken one after another are worst.
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(2, 5, size, generator=generator, dtype=dtype)[:, 1:]
-    vectors = torch.rand(2, size, generator=generator, dtype=dtype)
+    rows = torch.rand(num_runs, 5, size, generator=generator, dtype=dtype)[:, 1:]
+    vectors = torch.rand(num_runs, size, generator=generator, dtype=dtype)
     exact = torch.stack(
         [run.double() @ vector.double() for run, vector in zip(rows, vectors, strict=True)]
     )
     found = inner_products(rows, vectors)
     scale = rows.double().norm(dim=2) * vectors.double().norm(dim=1)[:, None]
     assert found.dtype == DOUBLE
-    assert float(((found - exact) / scale).abs().max()) < (2e-7 if dtype != DOUBLE else 1e-15)
+    assert float(((found - exact) / scale).abs().max()) < (3e-6 if dtype != DOUBLE else 1e-13)

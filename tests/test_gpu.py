@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from eoslib import GradientDescent, Objective, build, digits, every, lanczos, train
+from eoslib.numerics import inner_products
 
 pytestmark = [
     pytest.mark.gpu,
@@ -67,3 +68,13 @@ def test_tf32_is_off_where_curvature_is_measured_and_the_switch_acts():
     if torch.cuda.get_device_capability() >= (8, 0):
         assert coarse > 1e-4  # so the switch does something on this device
     assert error < 1e-5
+
+
+@pytest.mark.parametrize("num_runs", [1, 2])
+def test_inner_products_of_long_float32_vectors(num_runs):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(num_runs, 4, 3_270_000, generator=generator)
+    vectors = torch.rand(num_runs, 3_270_000, generator=generator)
+    exact = torch.stack([r.double() @ v.double() for r, v in zip(rows, vectors, strict=True)])
+    found = inner_products(rows.cuda(), vectors.cuda()).cpu()
+    assert float((found / exact - 1).abs().max()) < 3e-6

@@ -103,10 +103,14 @@ def test_pale_curves_stay_pale(pictures: Any) -> None:
         assert np.abs(found - third(table["dark"], BACKGROUNDS["dark"][0])).max() < 4
 
 
-def test_every_step_size_can_be_seen_in_the_dark(pictures: Any) -> None:
-    for lr in np.geomspace(0.01, 1, 40):
-        light = pictures.rgb(step_size_color(lr, 0.01, 1))
-        red, green, blue = pictures.in_dark(light[None])[0]
+def test_a_step_size_has_the_colour_of_its_slider(pictures: Any) -> None:
+    for lr in np.geomspace(0.03, 0.7, 40):
+        light, dark = (
+            pictures.rgb(step_size_color(lr, 0.03, 0.7, theme=theme)) for theme in ("light", "dark")
+        )
+        found = pictures.in_dark(light[None])[0]
+        assert np.abs(found - dark).max() <= 4
+        red, green, blue = found
         assert contrast(f"#{red:02x}{green:02x}{blue:02x}", BACKGROUNDS["dark"][0]) >= 3
 
 

@@ -27,10 +27,18 @@ from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from eoslib.palette import ACCENT, BACKGROUNDS, INK, MUTED, STATE_COLORS, STOPS
+from eoslib.palette import (
+    ACCENT,
+    BACKGROUNDS,
+    INK,
+    MUTED,
+    Theme,
+    step_size_color,
+)
 
 SUFFIX = "-dark"
-LEVELS = 64  # shades between a colour and the paper
+LEVELS = 64  # from the paper to a colour
+SHADES = 65  # from the smallest step size to the largest
 
 
 def dark_name(name: str) -> str:
@@ -46,12 +54,11 @@ def counterparts() -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Two arrays ``(n, 3)`` of values from 0 to 255.
     """
-    named = [(table["light"], table["dark"]) for table in (INK, MUTED, ACCENT)]
-    states = STATE_COLORS["light"]
+    themes: tuple[Theme, Theme] = ("light", "dark")
+    along = np.geomspace(0.01, 1, SHADES)
     pairs = [
-        *zip(STOPS["light"], STOPS["dark"], strict=True),
-        *named,
-        *((color, STATE_COLORS["dark"][state]) for state, color in states.items()),
+        *(tuple(step_size_color(lr, 0.01, 1, theme=theme) for theme in themes) for lr in along),
+        *((table["light"], table["dark"]) for table in (INK, MUTED, ACCENT)),
         ("#000000", "#ffffff"),
     ]
     amount = np.linspace(0, 1, LEVELS + 1)[:, None]
@@ -118,7 +125,7 @@ def visit_image(translator: Any, node: nodes.image) -> None:
     with Image.open(Path(translator.builder.srcdir, node["uri"])) as picture:
         width, height = picture.size
     node["loading"] = "lazy"
-    classes = node["classes"]
+    uri, classes = node["uri"], node["classes"]
     for added in (["in-light"], ["in-dark", "dark-light"]):
         node["classes"] = [*classes, *added]
         type(translator).visit_image(translator, node)
@@ -126,6 +133,7 @@ def visit_image(translator: Any, node: nodes.image) -> None:
         translator.body[-1] = tag.replace("<img ", f'<img width="{width}" height="{height}" ', 1)
         # The first visit has replaced the path of the source by the address in the book.
         node["uri"] = dark_name(node["uri"])
+    node["uri"], node["classes"] = uri, classes
 
 
 def depart_image(translator: Any, node: nodes.image) -> None:

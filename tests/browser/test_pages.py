@@ -179,6 +179,10 @@ def test_figures_are_drawn_for_the_theme(
             background = page.evaluate("getComputedStyle(document.body).backgroundColor")
             assert shown[0].evaluate(PAPER) == background
         assert figure.locator("figcaption").is_visible()
+    page.emulate_media(media="print", color_scheme=theme)  # paper is white
+    for figure in figures:
+        assert figure.locator("img.in-light").is_visible()
+        assert not figure.locator("img.in-dark").is_visible()
     assert_nothing_happened(page)
 
 

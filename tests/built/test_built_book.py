@@ -8,11 +8,14 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 import yaml
 from bs4 import BeautifulSoup, Tag
+from PIL import Image
 
 from tests.built import book
+from tests.extensions import load_extension
 
 pytestmark = pytest.mark.built
 
@@ -82,6 +85,22 @@ def test_every_image_exists_and_says_what_it_shows(entry: str) -> None:
         assert path.is_file() and path.stat().st_size > 0
         assert alternative, f"{image['src']} of {entry} has no alternative text"
         assert not alternative.startswith(("../", "_images", "<Figure")), alternative
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_figures_have_colours_that_the_dark_theme_knows(entry: str) -> None:
+    """A colour that is not in the palette would be replaced by some other without a word."""
+    known, _ = load_extension("pictures").counterparts()
+    for image in article(entry).select("img.in-light"):
+        path = book.html_path(entry).parent / unquote(image["src"])
+        with Image.open(path) as picture:
+            found = picture.convert("RGB").getcolors(1 << 20)
+        counts = np.array([count for count, _ in found])
+        colors = np.array([color for _, color in found], dtype=float)
+        distance = np.sqrt(((colors[:, None] - known) ** 2).sum(axis=-1)).min(axis=1)
+        drawn = counts[(colors < 250).any(axis=1)].sum()
+        # Where two curves cross, a few pixels are mixtures of both.
+        assert counts[distance > 24].sum() < 0.03 * drawn, f"{path.name} of {entry}"
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
