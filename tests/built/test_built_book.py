@@ -104,7 +104,7 @@ def test_figures_have_colours_that_the_dark_theme_knows(entry: str) -> None:
         colors = np.array([color for _, color in found], dtype=float)
         distance = np.sqrt(((colors[:, None] - known) ** 2).sum(axis=-1)).min(axis=1)
         drawn = counts[(colors < 250).any(axis=1)].sum()
-        # Where two curves cross, some pixels are mixtures of both: 4 % of those of the worst figure.
+        # Where two curves cross, some pixels are mixtures of both: 4 % in the worst figure.
         assert counts[distance > 24].sum() < 0.05 * drawn, f"{path.name} of {entry}"
 
 
