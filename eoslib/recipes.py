@@ -177,8 +177,8 @@ _STANDARD: dict[str, Any] = {
 }
 _ELEVEN = [f"fc-{name}" for name in ("tanh", "relu", "elu", "softplus", "hardtanh")]
 _ELEVEN += [f"cnn-{pool}{name}" for pool in ("", "avgpool-") for name in ("tanh", "relu", "elu")]
-#: Thresholds 2/η at which they are trained on a thousand images, by kind of network and loss: the
-#: smaller lies a little above the sharpness that these networks have at the start.
+#: Thresholds 2/η at which they are trained without a flow, by kind of network and loss: the smaller
+#: lies a little above the sharpness that these networks have at the start.
 _FIXED = {
     ("fc", "square"): (100, 200),
     ("fc", "cross-entropy"): (30, 60),
@@ -186,6 +186,14 @@ _FIXED = {
     ("cnn", "cross-entropy"): (30, 60),
     ("cnn-avgpool", "square"): (40, 80),
     ("cnn-avgpool", "cross-entropy"): (15, 30),
+}
+#: Other thresholds on 5,000 images: the standard network has four; and with the square loss some
+#: networks begin flatter than their kind.
+_FIXED_5K = {
+    ("fc-tanh", "square"): (50, 100, 150, 200),
+    ("fc-tanh", "cross-entropy"): (50, 100, 150, 200),
+    ("fc-relu", "square"): (50, 100),
+    ("cnn-tanh", "square"): (60, 120),
 }
 #: Multiply-adds of a forward pass over one image.
 _STANDARD_NETWORKS = {"vgg11": 1.53e8, "vgg11-bn": 1.53e8, "resnet32": 6.9e7}
@@ -273,43 +281,45 @@ def _networks() -> list[Recipe]:
 
 
 def _fixed() -> list[Recipe]:
-    """The same networks at fixed step sizes, without a flow: what two cores can do in hours."""
+    """The same networks at fixed step sizes, without a flow."""
     recipes = []
     for name in _ELEVEN:
+        kind = name.rpartition("-")[0]
+        size = _FC if kind == "fc" else _CNN
         for short, loss in _LOSSES.items():
-            task: dict[str, Any] = {
-                **_STANDARD,
+            task: dict[str, Any] = {**_STANDARD, "architecture": name, "loss": loss}
+            small: dict[str, Any] = {
+                **task,
                 "dataset": "cifar10-1k-per_pixel",
-                "architecture": name,
-                "loss": loss,
                 "sharpness_every": 20,
                 "quantities": {"accuracy": {"every": 20}},
             }
-            kind = name.rpartition("-")[0]
+            thresholds = _FIXED[kind, short]
             recipes.append(
                 Recipe(
                     f"1k-{name}-{short}",
                     f"{name} on 1,000 images, {short}",
                     "appendix J, on a fifth of its images",
                     ("C17",),
-                    tuple(_gd(10_000, 2 / t, **task) for t in _FIXED[kind, short]),
-                    replace(_FC if name.startswith("fc-") else _CNN, examples=1_000),
+                    tuple(_gd(10_000, 2 / t, **small) for t in thresholds),
+                    replace(size, examples=1_000),
                     "Step sizes and number of images chosen by us, for two CPU cores.",
                 )
             )
-    for short, loss in _LOSSES.items():
-        task = {**_STANDARD, "loss": loss, "quantities": {"accuracy": {"every": 25}}}
-        recipes.append(
-            Recipe(
-                f"5k-fc-tanh-{short}",
-                f"fc-tanh on 5,000 images, {short}, at fixed step sizes",
-                "figure 5 without gradient flow",
-                ("C5", "C6", "C7", "C8", "C9"),
-                tuple(_gd(20_000, 2 / t, **task) for t in (50, 100, 150, 200)),
-                _FC,
-                "Step sizes chosen by us, for two CPU cores.",
+            thresholds = _FIXED_5K.get((name, short), thresholds)
+            accuracy: dict[str, Any] = {"quantities": {"accuracy": {"every": 25}}}
+            steps = 20_000 if kind == "fc" else 4_000
+            recipes.append(
+                Recipe(
+                    f"5k-{name}-{short}",
+                    f"{name} on 5,000 images, {short}, at fixed step sizes",
+                    ("figure 5" if name == "fc-tanh" else "appendix J") + " without gradient flow",
+                    ("C5", "C6", "C7", "C8", "C9") if name == "fc-tanh" else ("C17",),
+                    tuple(_gd(steps, 2 / t, **task, **accuracy) for t in thresholds),
+                    size,
+                    "Step sizes and the number of steps chosen by us.",
+                )
             )
-        )
     return recipes
 
 
@@ -317,48 +327,45 @@ def _small() -> list[Recipe]:
     """Other questions, to networks and images that two cores can manage in minutes."""
     ours = " Number of images and step sizes chosen by us, for two CPU cores."
     recipes = []
-    for short, loss in _LOSSES.items():
-        thresholds = _FIXED["fc", short]
-        task: dict[str, Any] = {
-            **_STANDARD,
-            "dataset": "cifar10-1k-per_pixel",
-            "loss": loss,
-            "sharpness_every": 10,
-            "quantities": {"accuracy": {"every": 10}},
-        }
-        endless = {**task, "accuracy_goal": None}  # it is reached before there is much to see
-        size = replace(_FC, examples=1_000)
-        for optimizer in ("polyak", "nesterov"):
-            numerator = _momentum_numerator(optimizer)
-            recipes.append(
-                Recipe(
-                    f"1k-momentum-{optimizer}-{short}",
-                    f"{optimizer} momentum on 1,000 images, {short}",
-                    "appendix on momentum, on a fifth of its images",
-                    ("C24",),
-                    tuple(
-                        _gd(300, numerator / t, **endless, optimizer=optimizer, beta=0.9)
-                        for t in thresholds
-                    ),
-                    size,
-                    "β = 0.9; the number of steps is ours." + ours,
-                )
-            )
-        at = {"square": 500, "cross-entropy": 150}[short]
+    thresholds = _FIXED["fc", "square"]
+    task: dict[str, Any] = {
+        **_STANDARD,
+        "dataset": "cifar10-1k-per_pixel",
+        "sharpness_every": 10,
+        "quantities": {"accuracy": {"every": 10}},
+    }
+    endless = {**task, "accuracy_goal": None}  # it is reached before there is much to see
+    size = replace(_FC, examples=1_000)
+    for optimizer in ("polyak", "nesterov"):
+        numerator = _momentum_numerator(optimizer)
         recipes.append(
             Recipe(
-                f"1k-lr-drop-{short}",
-                f"half the step size from step {at} on, 1,000 images, {short}",
-                "appendix on step-size drops, on a fifth of its images",
-                ("C25",),
+                f"1k-momentum-{optimizer}-square",
+                f"{optimizer} momentum on 1,000 images, square",
+                "appendix on momentum, on a fifth of its images",
+                ("C24",),
                 tuple(
-                    _gd(5_000, 2 / thresholds[0], **task, lr_changes=changes)
-                    for changes in ([], [[at, 2 / thresholds[1]]])
+                    _gd(300, numerator / t, **endless, optimizer=optimizer, beta=0.9)
+                    for t in thresholds
                 ),
                 size,
-                ours.strip(),
+                "β = 0.9; the number of steps is ours." + ours,
             )
         )
+    recipes.append(
+        Recipe(
+            "1k-lr-drop-square",
+            "half the step size from step 500 on, 1,000 images, square",
+            "appendix on step-size drops, on a fifth of its images",
+            ("C25",),
+            tuple(
+                _gd(5_000, 2 / thresholds[0], **task, lr_changes=changes)
+                for changes in ([], [[500, 2 / thresholds[1]]])
+            ),
+            size,
+            ours.strip(),
+        )
+    )
     flow: dict[str, Any] = {**_STANDARD, "loss": "cross_entropy"}
     for what, claim, varied, widths in (
         ("width", "C14", "of several widths", [[w, w] for w in (25, 50, 100, 200)]),
@@ -390,32 +397,34 @@ def _small() -> list[Recipe]:
             "Numbers of images and loss chosen by us.",
         )
     )
-    for name, operations in _STANDARD_NETWORKS.items():
-        recipes.append(
-            Recipe(
-                f"100-{name}",
-                f"{name} on 100 images, square",
-                "appendix on standard networks, on a five-hundredth of its images",
-                ("C19",),
-                tuple(
-                    _gd(
-                        400,
-                        2 / t,
-                        dataset="cifar10-100-per_pixel",
-                        architecture=name,
-                        accuracy_goal=0.99,
-                        batch_norm=None if name == "vgg11" else "ghost",
-                        chunk_size=100,
-                        sharpness_every=20,
-                        quantities={"accuracy": {"every": 10}},
-                    )
-                    for t in (10, 20)
-                ),
-                Size(operations, 100),
-                "Loss, number of images and step sizes chosen by us, for two CPU cores."
-                + ("" if name == "vgg11" else " All examples share the statistics of a batch."),
+    for images, fraction in ((100, "five-hundredth"), (1_000, "fiftieth")):
+        for name, operations in _STANDARD_NETWORKS.items():
+            count = "100" if images == 100 else "1k"
+            recipes.append(
+                Recipe(
+                    f"{count}-{name}",
+                    f"{name} on {images:,} images, square",
+                    f"appendix on standard networks, on a {fraction} of its images",
+                    ("C19",),
+                    tuple(
+                        _gd(
+                            400 if images == 100 else 1_000,
+                            2 / t,
+                            dataset=f"cifar10-{count}-per_pixel",
+                            architecture=name,
+                            accuracy_goal=0.99,
+                            batch_norm=None if name == "vgg11" else "ghost",
+                            chunk_size=images,
+                            sharpness_every=20,
+                            quantities={"accuracy": {"every": 10}},
+                        )
+                        for t in (10, 20)
+                    ),
+                    Size(operations, images),
+                    "Loss, number of images and step sizes chosen by us."
+                    + ("" if name == "vgg11" else " All examples share the statistics of a batch."),
+                )
             )
-        )
     return recipes
 
 
@@ -544,7 +553,7 @@ def _methods() -> list[Recipe]:
     """Other questions to the standard task."""
     task: dict[str, Any] = {**_STANDARD}
     endless: dict[str, Any] = {**task, "accuracy_goal": None}
-    drop = 2 / 300
+    drops = {"square": (200, 300, (3_000, 6_000)), "cross_entropy": (60, 100, (500, 900))}
     recipes = [
         Recipe(
             "taylor",
@@ -580,12 +589,12 @@ def _methods() -> list[Recipe]:
             "appendix on step-size drops",
             ("C25",),
             tuple(
-                _gd(15_000, **{**task, "loss": loss}, lr_changes=changes)
-                for loss in _LOSSES.values()
-                for changes in ([], [[3_000, drop]], [[6_000, drop]])
+                _gd(15_000, 2 / before, **{**task, "loss": loss}, lr_changes=changes)
+                for loss, (before, after, steps) in drops.items()
+                for changes in ([], *([[step, 2 / after]] for step in steps))
             ),
             _FC,
-            "2/η = 200, then 300; the steps of the change are ours.",
+            "2/η = 200, then 300 (cross-entropy: 60, then 100), and the steps of the change: ours.",
         ),
         Recipe(
             "sgd",
@@ -629,6 +638,8 @@ def _methods() -> list[Recipe]:
         ),
     ]
     for short, loss in _LOSSES.items():
+        thresholds = (100, 200, 300) if short == "square" else (30, 60, 100)
+        named = "{}, {} and {}".format(*thresholds)
         for optimizer in ("polyak", "nesterov"):
             recipes.append(
                 Recipe(
@@ -638,18 +649,18 @@ def _methods() -> list[Recipe]:
                     ("C24",),
                     tuple(
                         _gd(20_000, lr, **{**task, "loss": loss}, optimizer=optimizer, beta=0.9)
-                        for lr in _momentum_step_sizes(optimizer)
+                        for lr in _momentum_step_sizes(optimizer, thresholds)
                     ),
                     _FC,
-                    "β = 0.9 and stability thresholds of 100, 200 and 300, chosen by us.",
+                    f"β = 0.9 and stability thresholds of {named}, chosen by us.",
                 )
             )
     return recipes
 
 
-def _momentum_step_sizes(optimizer: str) -> list[float]:
-    """Step sizes with the same three thresholds for both kinds of momentum, β = 0.9."""
-    return [_momentum_numerator(optimizer) / t for t in (100, 200, 300)]
+def _momentum_step_sizes(optimizer: str, thresholds: Sequence[int]) -> list[float]:
+    """Step sizes with the same thresholds for both kinds of momentum, β = 0.9."""
+    return [_momentum_numerator(optimizer) / t for t in thresholds]
 
 
 def _momentum_numerator(optimizer: str) -> float:
@@ -720,6 +731,27 @@ def _other_tasks() -> list[Recipe]:
             Size(2.5e8, 59_600),
             "Step sizes chosen by us without knowing the sharpness: look at the first measurement, "
             "and give others with --lr. The mask is causal.",
+        ),
+        Recipe(
+            "1k-transformer",
+            "a Transformer on 1,000 pieces of 35 words of WikiText-2",
+            "figure 1 and the appendix on further tasks, on a sixtieth of its text",
+            ("C20",),
+            tuple(
+                _gd(
+                    600,
+                    2 / t,
+                    dataset="wikitext-2-valid-1k",
+                    architecture="transformer",
+                    loss="token_cross_entropy",
+                    chunk_size=500,
+                    sharpness_every=20,
+                )
+                for t in (20, 40, 60)
+            ),
+            Size(1.45e8, 1_000),
+            "Text (of the validation part), step sizes and the number of steps chosen by us. The "
+            "vocabulary is that of the parts that are there; ours had the validation and test parts.",
         ),
     ]
     return recipes

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
-from eoslib import GradientDescent, Objective, build, digits, every, lanczos, train
+from eoslib import (
+    Dataset,
+    GradientDescent,
+    Objective,
+    build,
+    build_for,
+    digits,
+    every,
+    lanczos,
+    sharpness,
+    train,
+)
 from eoslib.numerics import inner_products
 
 pytestmark = [
@@ -78,3 +91,35 @@ def test_inner_products_of_long_float32_vectors(num_runs):
     exact = torch.stack([r.double() @ v.double() for r, v in zip(rows, vectors, strict=True)])
     found = inner_products(rows.cuda(), vectors.cuda()).cpu()
     assert float((found / exact - 1).abs().max()) < 3e-6
+
+
+def test_a_step_of_lanczos_waits_for_the_device_once_or_twice():
+    there = objective("cuda", "float32")
+    hessian = there.hessian(there.initial_point)
+    lanczos(hessian)  # what is set up once is not counted
+    before = hessian.num_products
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            result = lanczos(hessian)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    products = hessian.num_products - before
+    assert result.converged and products > 10
+    waits = [wait for wait in waits if "synchroniz" in str(wait.message)]
+    # One per product is the least: the host needs the inner products for its small matrix.
+    assert products <= len(waits) <= 3 * products
+
+
+def test_sharpness_of_vgg_11_on_5000_images_fits_in_4_gib():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(5_000, 3, 32, 32, generator=generator)
+    labels = torch.randint(10, (5_000,), generator=generator)
+    data = Dataset("noise", images, torch.eye(10)[labels], labels, "drawn here")
+    model = build_for("vgg11", data, seed=0)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    found = sharpness(model, data, "cross_entropy", chunk_size=100, rtol=1e-2, device="cuda")
+    assert found > 0
+    assert torch.cuda.max_memory_allocated() < 4 * 2**30
