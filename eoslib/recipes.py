@@ -751,7 +751,7 @@ def _other_tasks() -> list[Recipe]:
             ),
             Size(1.45e8, 1_000),
             "Text (of the validation part), step sizes and the number of steps chosen by us. The "
-            "vocabulary is that of the parts that are there; ours had the validation and test parts.",
+            "vocabulary is that of the parts that are there; ours had valid and test.",
         ),
     ]
     return recipes
