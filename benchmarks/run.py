@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     before = {"commit": _commit(), "load_before": _load()}
     versions, absent = find_peers()
     absent |= dict.fromkeys(PROBLEMS.keys() - set(options.problems), "left out by --problems")
-    problems = []
+    report = Report({**_machine(device, versions), **before}, absent, [])
+    path = options.output or RESULTS / f"{_slug(report.machine)}.json"
     with full_precision(device):
         for name in options.problems:
             print(f"{name} ...", file=sys.stderr, flush=True)
@@ -40,14 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
             except MissingData as missing:
                 absent[name] = str(missing)
                 continue
-            problems.append(measured(problem, list(absent), options))
-        problems.append(together(device, options.repeats))
-    report = Report({**_machine(device, versions), **before}, absent, problems)
-    path = options.output or RESULTS / f"{_slug(report.machine)}.json"
+            report.problems.append(measured(problem, list(absent), options))
+            report.save(path)  # what is measured is kept, whatever becomes of the rest
+        report.problems.append(together(device, options.repeats))
     report.save(path)
     print(report.table())
     print(f"\nwritten to {path}")
-    return int(any(bar.passed is False for problem in problems for bar in problem.bars))
+    return int(any(bar.passed is False for problem in report.problems for bar in problem.bars))
 
 
 def measured(problem: Problem, absent: list[str], options: argparse.Namespace) -> ProblemReport:

@@ -176,7 +176,10 @@ def _reproduce(given: argparse.Namespace) -> int:
         print("\nComputed in the book itself:")
         for what, chapter in IN_THE_BOOK.items():
             print(f"  {what}: chapter {chapter}")
-        print("\nTimes, on one CPU core / on a GPU, are estimates. * was measured by stored runs.")
+        print(
+            "\nTimes, on one CPU core / on a GPU, are estimates. * was measured by stored runs, on"
+        )
+        print("machines that did other work besides.")
         print("`python -m eoslib reproduce NAME --explain` says what a recipe does, and why.")
         return 0
     for recipe in [get_recipe(name) for name in given.names]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eoslib.numerics import hardware_stamp
+from eoslib.numerics import device_name, hardware_stamp
 from eoslib.objective import Objective
 from eoslib.runs import Outcome, Run, Series, plain_json
 from eoslib.taylor import TaylorQuadratic
@@ -218,6 +218,7 @@ class Recorder:
             "num_gradients": self.num_gradients,
             "num_products": self.num_products,
             "resumed": list(self._resumed),
+            "device": device_name(hardware_stamp(self._objective.device)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
@@ -228,7 +229,9 @@ class Recorder:
         self._gradients = self._objective.num_gradients - state["num_gradients"]
         self._products = self._objective.num_products - state["num_products"]
         date = hardware_stamp(self._objective.device)["date"]
-        self._resumed = [*state["resumed"], {"step": step, "date": date}]
+        # The stamp of the whole run is that of its end; what computed it so far is kept here.
+        before = state.get("device", "unknown")
+        self._resumed = [*state["resumed"], {"step": step, "date": date, "device_before": before}]
 
     def snapshot(self, outcome: Outcome | None = None) -> Run:
         """The run so far, or as it ended."""

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from eoslib.experiment import Experiment, run_path, run_together, without_rule
+from eoslib.numerics import device_name
 from eoslib.recipes import get_recipe
 from eoslib.recorder import every
 from eoslib.runs import Run, written_atomically
@@ -136,7 +137,15 @@ def origin(runs: Sequence[Run]) -> str:
         raise ValueError("no runs, so there is no origin to tell")
     stamps = [run.provenance for run in runs]
     days = sorted({stamp["date"][:10] for stamp in stamps})
-    devices = sorted({stamp.get("gpu", stamp["device"]) for stamp in stamps})
+    devices = sorted(
+        {device_name(stamp) for stamp in stamps}
+        | {
+            at["device_before"]
+            for stamp in stamps
+            for at in stamp.get("resumed", [])
+            if "device_before" in at  # it was not kept before November 26, 2026
+        }
+    )
     versions = sorted({stamp["torch"] for stamp in stamps})
     sources = sorted({run.settings["data_source"] for run in runs})
     number = f"{len(runs)} stored run{'s' * (len(runs) > 1)}"
@@ -258,7 +267,7 @@ def _entry(path: Path) -> dict[str, Any]:
         "outcome": run.outcome.status,
         "step": run.outcome.step,
         "date": stamp["date"],
-        "device": stamp.get("gpu", stamp["device"]),
+        "device": device_name(stamp),
         "seconds": stamp["seconds"],
         "eoslib": stamp["eoslib"],
         "torch": stamp["torch"],

@@ -98,13 +98,13 @@ def test_a_step_of_lanczos_waits_for_the_device_once_or_twice():
     hessian = there.hessian(there.initial_point)
     lanczos(hessian)  # what is set up once is not counted
     before = hessian.num_products
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as waits:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
             result = lanczos(hessian)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     products = hessian.num_products - before
     assert result.converged and products > 10
     waits = [wait for wait in waits if "synchroniz" in str(wait.message)]

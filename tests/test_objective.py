@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eoslib import Objective, build, chebyshev, digits, lanczos
 from eoslib.architectures import ACTIVATIONS
@@ -564,6 +565,44 @@ def test_attention_is_differentiated_twice():
     step = 1e-5 * torch.randn(len(theta), dtype=DOUBLE)
     bend = (objective.gradient(theta + step) - objective.gradient(theta - step)) / 2
     assert torch.allclose(objective.hvp(theta, step), bend, rtol=1e-4, atol=1e-11)
+
+
+def test_fused_attention_that_rounds_otherwise_is_not_taken_for_randomness():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map = nn.Linear(4, 4)
+
+        def forward(self, x):
+            seen = self.map(x)[:, None]
+            seen = nn.functional.scaled_dot_product_attention(seen, seen, seen)[:, 0]
+            fused = torch.backends.cuda.flash_sdp_enabled()
+            return seen * 1.01 if fused else seen
+
+    x, y = torch.randn(3, 5, 4, dtype=DOUBLE), torch.zeros(3, 5, 4, dtype=DOUBLE)
+    model = Attention().double()
+    objective = Objective(model, x, y, dtype=DOUBLE)
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        plain = model(x)
+    expected = 0.5 * (plain**2).sum() / len(x)
+    assert float(objective.value(objective.initial_point)) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize(("noise", "random"), [(2e-6, False), (1e-3, True)])
+def test_rounding_is_not_taken_for_randomness(noise, random):
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            outputs = super().forward(x)  # of size 1, some of them zero
+            return outputs + noise * torch.rand_like(outputs)
+
+    model = Noisy(2, 2, bias=False)
+    nn.init.eye_(model.weight)
+    data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    if random:
+        with pytest.raises(ValueError, match="the model is random"):
+            Objective(model, data, data)
+    else:
+        Objective(model, data, data)
 
 
 class TestRefusals:

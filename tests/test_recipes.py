@@ -94,16 +94,15 @@ def test_settings_of_the_paper():
         for experiment in recipe.experiments:
             if experiment.batch_norm == "ghost":
                 assert experiment.chunk_size == min(1000, recipe.size.examples)
-    for short, expected in (("square", [100, 200]), ("cross-entropy", [30, 60])):
+    for name, expected in (
+        ("1k-momentum-{}-square", [100, 200]),
+        ("momentum-{}-square", [100, 200, 300]),
+        ("momentum-{}-cross-entropy", [30, 60, 100]),
+    ):
         for optimizer in ("polyak", "nesterov"):
-            runs = get_recipe(f"1k-momentum-{optimizer}-{short}").experiments
+            runs = get_recipe(name.format(optimizer)).experiments
+            assert {e.optimizer for e in runs} == {optimizer}
             assert [round(e.rule().threshold) for e in runs] == expected
-    thresholds = {
-        e.optimizer: sorted(round(e.rule().threshold) for e in get_recipe(name).experiments)
-        for name in ("momentum-polyak-square", "momentum-nesterov-square")
-        for e in get_recipe(name).experiments[:1]
-    }
-    assert thresholds == {"polyak": [100, 200, 300], "nesterov": [100, 200, 300]}
 
 
 def test_the_estimate_of_the_time():
@@ -113,7 +112,7 @@ def test_the_estimate_of_the_time():
     gradient = 6 * 656_400 * 5_000 / 3e10
     expected = (40_000 * (1 + 12 / 25) + 1_600 / 3) * gradient
     assert recipe.estimated_seconds("cpu") == pytest.approx(expected)
-    assert recipe.estimated_seconds("gpu") == pytest.approx(expected * 3e10 / 1.5e13)
+    assert recipe.estimated_seconds("gpu") == pytest.approx(expected * 3e10 / 1e13)
     twice = replace(recipe, experiments=recipe.experiments * 2)
     assert twice.estimated_seconds("cpu") == pytest.approx(2 * expected)
     # four gradients a step of 1/300, a measurement a tick, and five runs that follow
@@ -168,12 +167,13 @@ HEAVY = {"transformer", "vary-cnn", "batch-norm", "deep-linear"}
 
 #: VGG-11 and ResNet-32 take minutes for a measurement on two cores, whatever the data are; their
 #: networks and products are tested in test_networks.py. Of the other convolutional ones the two
-#: losses differ in a name.
+#: losses differ in a name, as do 5,000 images and 1,000; and so do all of a text and a part.
 TRIED = [
     name
-    for name in RECIPES
-    if not name.startswith(("standard-", "100-"))
+    for name, recipe in RECIPES.items()
+    if not recipe.experiments[0].architecture.startswith(("vgg", "resnet"))
     and not (name.startswith(("vary-cnn", "batch-norm")) and name.endswith("cross-entropy"))
+    and not name.startswith(("5k-cnn", "1k-transformer"))
 ]
 
 
