@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     absent |= dict.fromkeys(PROBLEMS.keys() - set(options.problems), "left out by --problems")
     report = Report({**_machine(device, versions), **before}, absent, [])
     path = options.output or RESULTS / f"{_slug(report.machine)}.json"
+    partial = path.with_suffix(".partial")
     with full_precision(device):
         for name in options.problems:
             print(f"{name} ...", file=sys.stderr, flush=True)
@@ -42,9 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
                 absent[name] = str(missing)
                 continue
             report.problems.append(measured(problem, list(absent), options))
-            report.save(path)  # what is measured is kept, whatever becomes of the rest
+            report.save(partial)  # what is measured is kept, whatever becomes of the rest
         report.problems.append(together(device, options.repeats))
     report.save(path)
+    partial.unlink(missing_ok=True)
     print(report.table())
     print(f"\nwritten to {path}")
     return int(any(bar.passed is False for problem in report.problems for bar in problem.bars))

@@ -255,11 +255,9 @@ def _runs(given: argparse.Namespace) -> int:
             print(store.add(path, given.recipe or path.resolve().parent.name, given.store))
         return 0
     if given.missing:
-        from eoslib.recipes import RECIPES
-
-        for recipe in RECIPES.values():
-            if not list((given.store / recipe.name).glob("*.npz")):
-                print(f"python -m eoslib reproduce {recipe.name} --device auto")
+        for name, number in store.left_to_run(given.store).items():
+            part = f"  # {number} of its runs are there" if number else ""
+            print(f"python -m eoslib reproduce {name} --device auto{part}")
         return 0
     if not given.store.is_dir():
         raise ValueError(f"there is no folder {given.store}")
@@ -336,7 +334,9 @@ def _parser() -> argparse.ArgumentParser:
         "--add", type=Path, nargs="+", metavar="FILE", help="take runs into the store"
     )
     runs.add_argument(
-        "--missing", action="store_true", help="which recipes have no run there, as commands"
+        "--missing",
+        action="store_true",
+        help="which recipes have not all their runs there, as commands",
     )
     runs.add_argument("--recipe", help="with --add: its folder; default: that of the file")
     runs.add_argument("--data", type=Path, metavar="PATH", help="where the data are, for --replay")

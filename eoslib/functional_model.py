@@ -170,7 +170,7 @@ class FunctionalModel:
         # PyTorch's fused attention cannot be differentiated twice; its plain form can.
         self._fused_attention = any("attention" in name for name in functions.names)
         with torch.no_grad():
-            if self._fused_attention:  # it rounds otherwise, on a GPU visibly
+            if self._fused_attention:  # the fused form rounds differently, on a GPU visibly
                 first = self(theta, x)
             second = self(theta, x)
         if not isinstance(first, Tensor):
@@ -195,8 +195,8 @@ class FunctionalModel:
                 f"the model returned outputs of shape {tuple(first.shape)} for {x.shape[0]} "
                 "examples; expected one row per example"
             )
-        rounding = 1e-5 * float(first.detach().nan_to_num().abs().max()) if first.numel() else 0.0
-        if not torch.allclose(first, second, rtol=1e-4, atol=rounding, equal_nan=True):
+        tolerance = 1e-5 * float(first.detach().nan_to_num().abs().max()) if first.numel() else 0.0
+        if not torch.allclose(first, second, rtol=1e-4, atol=tolerance, equal_nan=True):
             raise ValueError(
                 "two passes at the same parameters gave different outputs: the model is random; "
                 "a Hessian needs a deterministic loss. Switch the randomness off (model.eval())"

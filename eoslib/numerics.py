@@ -111,8 +111,8 @@ def inner_products(rows: Tensor, vectors: Tensor) -> Tensor:
     with two runs of 3.27 million parameters the CPU's batched product was off by 8e-4 of the
     vectors' norms (with one run, by 1e-5), and eigenvalues computed from such products by as much.
     So here long vectors are cut into stretches, whose sums are added in float64: 3e-6 of the norms
-    at most, whatever the length. For several long runs it is also several times faster than the
-    batched product.
+    at most, whatever the length. For several long runs on the CPU it is also several times faster
+    than the batched product.
 
     Args:
         rows: ``(R, m, P)``, R ≥ 1; each row contiguous, for speed.
@@ -144,7 +144,9 @@ def inner_products(rows: Tensor, vectors: Tensor) -> Tensor:
 def _stretches_at_once(rows: Tensor, vectors: Tensor) -> Tensor:
     """`inner_products` in a few calls whatever the length, for a device where each call costs.
 
-    One call for whole rows was off by 5e-6 on an H100. On the CPU this would be slow.
+    One call for whole rows was off by a relative 5e-6 on an H100. On the CPU a stretch added up in
+    one of these calls is off by more than `inner_products` promises. With several runs the rows are
+    copied for the call.
     """
     whole = rows.shape[-1] // _STRETCH * _STRETCH
     stretches = rows[..., :whole].unflatten(2, (-1, _STRETCH)).transpose(1, 2)  # (R, q, m, S)
@@ -184,7 +186,7 @@ def hardware_stamp(device: torch.device | None = None) -> dict[str, str | int]:
     stamp: dict[str, str | int] = {
         "eoslib": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "platform": f"{sys.platform}-{platform.machine()}",
         "threads": torch.get_num_threads(),

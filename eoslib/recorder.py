@@ -218,7 +218,7 @@ class Recorder:
             "num_gradients": self.num_gradients,
             "num_products": self.num_products,
             "resumed": list(self._resumed),
-            "device": device_name(hardware_stamp(self._objective.device)),
+            "stamp": hardware_stamp(self._objective.device),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
@@ -230,8 +230,9 @@ class Recorder:
         self._products = self._objective.num_products - state["num_products"]
         date = hardware_stamp(self._objective.device)["date"]
         # The stamp of the whole run is that of its end; what computed it so far is kept here.
-        before = state.get("device", "unknown")
-        self._resumed = [*state["resumed"], {"step": step, "date": date, "device_before": before}]
+        stamp = state["stamp"]
+        before = {"device_before": device_name(stamp), "torch_before": stamp["torch"]}
+        self._resumed = [*state["resumed"], {"step": step, "date": date, **before}]
 
     def snapshot(self, outcome: Outcome | None = None) -> Run:
         """The run so far, or as it ended."""

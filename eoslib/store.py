@@ -26,7 +26,7 @@ import numpy as np
 
 from eoslib.experiment import Experiment, run_path, run_together, without_rule
 from eoslib.numerics import device_name
-from eoslib.recipes import get_recipe
+from eoslib.recipes import RECIPES, get_recipe
 from eoslib.recorder import every
 from eoslib.runs import Run, written_atomically
 
@@ -34,6 +34,7 @@ __all__ = [
     "LIMIT_BYTES",
     "add",
     "index_of",
+    "left_to_run",
     "origin",
     "problems",
     "replayed",
@@ -137,22 +138,32 @@ def origin(runs: Sequence[Run]) -> str:
         raise ValueError("no runs, so there is no origin to tell")
     stamps = [run.provenance for run in runs]
     days = sorted({stamp["date"][:10] for stamp in stamps})
+    # Runs stored before November 26, 2026 do not say where they were resumed from.
+    before = [at for stamp in stamps for at in stamp.get("resumed", []) if "device_before" in at]
     devices = sorted(
-        {device_name(stamp) for stamp in stamps}
-        | {
-            at["device_before"]
-            for stamp in stamps
-            for at in stamp.get("resumed", [])
-            if "device_before" in at  # it was not kept before November 26, 2026
-        }
+        {device_name(stamp) for stamp in stamps} | {at["device_before"] for at in before}
     )
-    versions = sorted({stamp["torch"] for stamp in stamps})
+    versions = sorted({stamp["torch"] for stamp in stamps} | {at["torch_before"] for at in before})
     sources = sorted({run.settings["data_source"] for run in runs})
     number = f"{len(runs)} stored run{'s' * (len(runs) > 1)}"
     return (
         f"{number}, computed {' to '.join(dict.fromkeys((days[0], days[-1])))} on "
         f"{', '.join(devices)} with PyTorch {', '.join(versions)}. {'; '.join(sources)}."
     )
+
+
+def left_to_run(store: str | os.PathLike[str]) -> dict[str, int]:
+    """The recipes of which not all runs are stored, and how many are.
+
+    A recipe with a rule for its step sizes has all once a run is there beside the gradient flow.
+    """
+    left = {}
+    for recipe in RECIPES.values():
+        planned = {experiment.key for experiment in recipe.experiments}
+        stored = len(list((Path(store) / recipe.name).glob("*.npz")))
+        if stored < len(planned) + (recipe.by_rule is not None):
+            left[recipe.name] = stored
+    return left
 
 
 def index_of(store: str | os.PathLike[str]) -> dict[str, Any]:

@@ -99,11 +99,19 @@ def test_experiments_without_a_stored_run_are_listed_with_their_command(ledger, 
     (tmp_path / "fig4").mkdir()
     (tmp_path / "fig4" / "a.npz").touch()
     (tmp_path / "chebyshev-4").mkdir()  # an empty folder is no run
+    (tmp_path / "fig5-square").mkdir()  # the flow, without what follows from it
+    (tmp_path / "fig5-square" / "a.npz").touch()
     said, table = ledger._not_run(tmp_path)
     commands = [node.astext() for node in table.findall(nodes.literal)]
     assert "python -m eoslib reproduce chebyshev-4" in commands
     assert "python -m eoslib reproduce fig4" not in commands
-    assert said.astext().startswith(f"1 of the {len(commands) + 1} experiments")
+    count = len(commands)
+    assert said.astext().startswith(
+        f"Of the {count + 1} experiments of the command line 1 have been run and stored, "
+        f"1 in part; {count - 1} have not been run."
+    )
+    (row,) = [row for row in table.findall(nodes.row) if "fig5-square" in row.astext()]
+    assert "entering the edge at many step sizes (in part: 1 stored)" in row.astext()
 
 
 def test_the_claims_are_complete_and_mistakes_are_refused(ledger, tmp_path):

@@ -216,6 +216,10 @@ def test_a_recipe_from_flow_to_step_sizes(tmp_path, capsys):
     together = [run.provenance["seconds"] for run in runs if run is not flow]
     seconds = flow.provenance["seconds"] + max(together)
     assert f"{duration_in_words(seconds)}* /" in line
+    next((kept / "chebyshev-3").glob("*_flow_*")).unlink()
+    next((kept / "chebyshev-3").glob("*_gd_*")).unlink()
+    out = call(f"runs {kept} --missing", capsys)[1]
+    assert "reproduce chebyshev-3 --device auto  # 1 of its runs are there" in out
 
 
 def test_verifying_a_store(tmp_path, capsys):

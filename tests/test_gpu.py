@@ -93,7 +93,7 @@ def test_inner_products_of_long_float32_vectors(num_runs):
     assert float((found / exact - 1).abs().max()) < 3e-6
 
 
-def test_a_step_of_lanczos_waits_for_the_device_once_or_twice():
+def test_lanczos_waits_for_the_device_a_few_times_a_product():
     there = objective("cuda", "float32")
     hessian = there.hessian(there.initial_point)
     lanczos(hessian)  # what is set up once is not counted

@@ -167,7 +167,8 @@ HEAVY = {"transformer", "vary-cnn", "batch-norm", "deep-linear"}
 
 #: VGG-11 and ResNet-32 take minutes for a measurement on two cores, whatever the data are; their
 #: networks and products are tested in test_networks.py. Of the other convolutional ones the two
-#: losses differ in a name, as do 5,000 images and 1,000; and so do all of a text and a part.
+#: losses differ in a name, as do 5,000 images and 1,000; the Transformer on part of the text
+#: differs from `transformer` in its data only.
 TRIED = [
     name
     for name, recipe in RECIPES.items()

@@ -214,7 +214,8 @@ def test_the_origin_of_runs(kept):
     assert " on cpu with PyTorch " in words and "T_3 at 12 evenly spaced points" in words
     assert words.count("T_3") == 1
     assert store.origin(runs[:1]).startswith("1 stored run, ")
-    runs[0].provenance["resumed"] = [{"step": 1, "date": "", "device_before": "Some GPU"}]
-    assert " on Some GPU, cpu with PyTorch " in store.origin(runs)
+    before = {"device_before": "Some GPU", "torch_before": "2.1"}
+    runs[0].provenance["resumed"] = [{"step": 1, "date": "", **before}]
+    assert " on Some GPU, cpu with PyTorch 2.1, " in store.origin(runs)
     with pytest.raises(ValueError, match="no runs"):
         store.origin([])

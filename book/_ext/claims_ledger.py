@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 from docutils import nodes  # type: ignore[import-untyped]
 from eoslib.recipes import RECIPES, Recipe
+from eoslib.store import left_to_run
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
@@ -245,13 +246,19 @@ def _ledger(
 
 
 def _not_run(store: Path) -> list[nodes.Node]:
-    """The experiments without a stored run, each with its command."""
-    missing = [recipe for recipe in RECIPES.values() if not any(store.glob(f"{recipe.name}/*.npz"))]
+    """The experiments of which not all runs are stored, each with its command."""
+    left = left_to_run(store)
+    started = sum(number > 0 for number in left.values())
     words = (
-        f"{len(RECIPES) - len(missing)} of the {len(RECIPES)} experiments of the command line have "
-        "stored runs. The others have not been run, and this is how each would be:"
+        f"Of the {len(RECIPES)} experiments of the command line {len(RECIPES) - len(left)} have "
+        f"been run and stored, {started} in part; {len(left) - started} have not been run. This is "
+        "how those would be, and the rest of those in part:"
     )
-    rows = [[recipe.title, ", ".join(recipe.claims), _command(recipe)] for recipe in missing]
+    rows = []
+    for name, number in left.items():
+        recipe = RECIPES[name]
+        title = recipe.title + (f" (in part: {number} stored)" if number else "")
+        rows.append([title, ", ".join(recipe.claims), _command(recipe)])
     return [
         nodes.paragraph("", words),
         _table(["experiment", "claims", "command"], rows, widths=[44, 16, 40]),
