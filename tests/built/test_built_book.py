@@ -118,6 +118,12 @@ def test_page_shows_no_error(entry: str) -> None:
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
+def test_no_table_is_shown_as_its_source(entry: str) -> None:
+    shown = [paragraph.get_text() for paragraph in article(entry).find_all("p")]
+    assert not [text for text in shown if text.startswith("| ")]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_check_cells_print_what_the_notebook_stores(entry: str) -> None:
     shown = without_machine_digits(article(entry).get_text())
     for cell in book.cells(entry):
