@@ -144,6 +144,8 @@ def inner_products(rows: Tensor, vectors: Tensor) -> Tensor:
 def _stretches_at_once(rows: Tensor, vectors: Tensor) -> Tensor:
     """`inner_products` in a few calls whatever the length, for a device where each call costs.
 
+    Arguments and result are those of `inner_products`.
+
     One call for whole rows was off by a relative 5e-6 on an H100. On the CPU a stretch added up in
     one of these calls is off by more than `inner_products` promises. With several runs the rows are
     copied for the call.
