@@ -45,3 +45,78 @@ def test_a_widget_with_a_picture_shows_it_where_no_script_runs(offline_book: Any
     assert (image["uri"], image["alt"]) == ("a.png", "The title. What is to be seen.")
     for untouched in (without, no_widget):
         assert all(len(form.children) == 1 for form in untouched.children)
+
+
+PAGE = """<html data-theme="auto"><head>
+    <title>Page</title>
+    <link href="../_static/styles/theme.css" rel="stylesheet" />
+    <script defer src="../_static/scripts/fontawesome.js?digest=5"></script>
+    <link rel="preload" as="script" href="../_static/scripts/bootstrap.js?digest=5" />
+    <script src="../_static/documentation_options.js?v=1"></script>
+    <script src="../_static/doctools.js?v=1"></script>
+    <script data-prefix="tab-" src="../_static/design-tabs.js?v=1"></script>
+    <script>window.MathJax = {"src": "x"}</script>
+    <script defer="defer" src="../_static/mathjax/tex-svg-full.js?v=1"></script>
+    <script src="../_static/shared/0123456789abcdef.js"></script>
+    <script type="application/vnd.jupyter.widget-state+json">{"state": {}}</script>
+    <script src="../_static/static_widgets.js?v=1"></script>
+    <script>DOCUMENTATION_OPTIONS.pagename = 'page';</script>
+    <script src="../_static/searchtools.js"></script>
+    <script src="../_static/language_data.js"></script>
+    <script src="../searchindex.js"></script>
+</head><body>
+  <script type="application/vnd.jupyter.widget-view+json">{"model_id": "1"}</script>
+  <script src="in-the-text.js"></script>
+  <script defer src="../_static/scripts/bootstrap.js?digest=5"></script>
+<script defer src="../_static/scripts/pydata-sphinx-theme.js?digest=5"></script>
+</body></html>
+"""
+
+
+def test_scripts_come_in_the_order_in_which_a_reader_needs_them(offline_book: Any) -> None:
+    page = offline_book.arrange(PAGE)
+    head, _, body = page.partition("</head>")
+
+    places = [
+        head.index(mark)
+        for mark in ("shared/0123", "widget-state+json", "static_widgets", "<title>", "theme.css")
+    ]
+    assert places == sorted(places)
+    assert "search" not in page
+    for name in ("doctools", "design-tabs"):
+        assert head.count(f"{name}.js") == 1
+        assert "<script defer " in next(line for line in head.splitlines() if name in line)
+    for untouched in ("documentation_options", "MathJax = ", "tex-svg-full", "pagename", "in-the-"):
+        (line,) = (line for line in PAGE.splitlines() if untouched in line)
+        assert line in page
+    assert "<script defer" not in body
+    assert "preload" not in head
+    late = [body.index(name) for name in ("fontawesome.js", "bootstrap.js", "pydata-sphinx-theme")]
+    assert late == sorted(late)
+    assert head.index("matchMedia") > head.index("theme.css")
+    assert offline_book.arrange(page) == page
+
+
+def test_a_page_without_scripts_stays_as_it_is(offline_book: Any) -> None:
+    page = '<meta http-equiv="Refresh" content="0; url=book/intro.html" />\n'
+    assert offline_book.arrange(page) == page
+
+
+def icon_script(count: int) -> str:
+    path = '"M1 2z' + 200 * "h1" + '"'
+    icons = [f'"icon-{k}":[512,512,[128269,"alias-{k}"],"f00{k}",{path}]' for k in range(count)]
+    pair = f'sun:[512,512,[],"f185",[{path},{path}]]'
+    return f"(()=>{{var p={{{pair},{','.join(icons)}}};add(p)}})();"
+
+
+def test_of_the_icons_those_of_the_book_are_left(offline_book: Any) -> None:
+    script = icon_script(1200)
+    short = offline_book.with_icons(script, {"sun", "icon-7", "icon-1199", "lg"})
+    assert [short.count(name) for name in ("sun:", '"icon-7":', '"icon-1199":')] == [1, 1, 1]
+    assert short.count('"icon-') == 2
+    assert short.startswith("(()=>{var p={") and short.endswith("};add(p)})();")
+
+
+def test_icons_in_another_layout_end_the_build(offline_book: Any) -> None:
+    with pytest.raises(offline_book.ExtensionError, match="another layout"):
+        offline_book.with_icons(icon_script(12), {"sun"})

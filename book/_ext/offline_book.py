@@ -13,6 +13,8 @@ What it does, in the order of a build:
    files that all pages share. They are classic scripts that fill `self.__eosShared`, because a page
    opened as a file may load scripts but may not fetch data; the state keeps `{"$shared": hash}`.
 5. A widget that brings a picture of itself shows that to readers without JavaScript.
+6. A page's scripts load in the order in which its reader needs them (`arrange`): first those of its
+   widgets, last the theme's menus and icons, and of two thousand icons only those of this book.
 """
 
 from __future__ import annotations
@@ -51,6 +53,52 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 SHARED_FOLDER = "_static/shared"
 SHARED_FROM = 1000  # characters; shorter strings stay in the page
+
+THEME_SCRIPTS = "pydata_sphinx_theme/theme/pydata_sphinx_theme/static/scripts"
+ICON_SCRIPT = "fontawesome.js"
+ICON = re.compile(  # name:[width,height,[other names],"code","path"],
+    r'(?:"([a-z0-9-]+)"|([a-z0-9]+)):\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\],?'
+)
+
+SCRIPT_TAG = r"[ \t]*<script\b[^>]*{}[^>]*>.*?</script>\n?"
+SCRIPTS_OF_WIDGETS = re.compile(
+    SCRIPT_TAG.format(
+        rf"(?:{SHARED_FOLDER}/|/{re.escape(WIDGET_SCRIPT)}|{re.escape(WIDGET_STATE)})"
+    ),
+    flags=re.DOTALL,
+)
+SCRIPTS_OF_SEARCH = re.compile(
+    SCRIPT_TAG.format(r'src="[^"]*(?:/searchtools|/language_data|searchindex)\.js"'),
+    flags=re.DOTALL,
+)
+LATE_SCRIPTS = re.compile(
+    r'[ \t]*<script defer src="([^"]*/(?:fontawesome|bootstrap|pydata-sphinx-theme)\.js[^"]*)">'
+    r"</script>\n?"
+)
+PRELOADED_SCRIPTS = re.compile(r'[ \t]*<link rel="preload" as="script"[^>]*>\n?')
+# What other scripts of the head use at once, they keep in this one.
+BLOCKING_SCRIPT = re.compile(
+    r'<script (?![^>]*\b(?:defer|async)\b)([^>]*src="(?![^"]*documentation_options))'
+)
+
+# The theme's script would do this too, but late.
+CHOOSE_THEME = """<script>
+    if (document.documentElement.dataset.theme === "auto") {
+      const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+      document.documentElement.dataset.theme = dark ? "dark" : "light";
+    }
+  </script>
+"""
+LATE_AFTER = 200  # milliseconds after everything else has loaded
+LOAD_LATE = """<script>
+    addEventListener("load", () => setTimeout(() => {
+      for (const src of %s) {
+        const script = document.createElement("script");
+        document.body.append(Object.assign(script, { src, async: false }));
+      }
+    }, %d));
+  </script>
+"""
 
 
 def configure(app: Sphinx, config: Config) -> None:
@@ -178,6 +226,70 @@ def write_shared(path: Path, name: str, text: str) -> None:
         path.write_text(f"{statement} = {json.dumps(text)};\n", encoding="utf-8", newline="\n")
 
 
+def arrange(page: str) -> str:
+    """Return a page with its scripts in the order in which its reader needs them.
+
+    A script in the head stops the browser until it has come and run, and it does not run before
+    the style sheets have come. So:
+
+    - what belongs to the widgets stands before the style sheets: they begin while the browser
+      still reads the page;
+    - the theme's small scripts wait for the end of the page;
+    - its large ones, for menus, tooltips and icons, wait until all else has loaded;
+    - the index of the search is on the search page only, since nothing searches while one types.
+
+    A page that is arranged already stays as it is.
+    """
+    page = SCRIPTS_OF_SEARCH.sub("", page)
+    widgets = "".join(tag.strip() + "\n" for tag in SCRIPTS_OF_WIDGETS.findall(page))
+    if widgets:
+        page = SCRIPTS_OF_WIDGETS.sub("", page)
+        page = re.sub(r"[ \t]*<title>", lambda found: widgets + found[0], page, count=1)
+    head, end, body = page.partition("</head>")
+    before, title, after = head.partition("<title>")
+    page = before + title + BLOCKING_SCRIPT.sub(r"<script defer \1", after) + end + body
+    late = LATE_SCRIPTS.findall(page)
+    if late:
+        page = PRELOADED_SCRIPTS.sub("", LATE_SCRIPTS.sub("", page))
+        page = page.replace("</head>", f"{CHOOSE_THEME}</head>", 1)
+        page = page.replace("</body>", f"{LOAD_LATE % (json.dumps(late), LATE_AFTER)}</body>", 1)
+    return page
+
+
+def with_icons(script: str, names: set[str]) -> str:
+    """Return the theme's icon script with these icons only.
+
+    Raises:
+        ExtensionError: If the script has another layout than it had.
+    """
+    short, count = ICON.subn(lambda m: m[0] if (m[1] or m[2]) in names else "", script)
+    if count < 1000 or len(short) > len(script) / 4:
+        raise ExtensionError(f"{ICON_SCRIPT} has another layout than it had: {count} icons found")
+    return short
+
+
+def finish_pages(app: Sphinx, exception: Exception | None) -> None:
+    """After a successful build, arrange the scripts of all pages, and shorten the icons'."""
+    if exception is not None or app.builder.format != "html":
+        return
+    output = Path(app.outdir)
+    pages = [path for path in output.rglob("*.html") if path.name != "search.html"]
+    texts = [output.joinpath("search.html").read_text(encoding="utf-8")]
+    for path in pages:
+        text = path.read_text(encoding="utf-8")
+        texts.append(arrange(text))
+        if texts[-1] != text:
+            path.write_text(texts[-1], encoding="utf-8", newline="\n")
+    scripts = output / "_static" / "scripts"
+    texts += [path.read_text(encoding="utf-8") for path in scripts.glob("*theme.js")]
+    names = {name for text in texts for name in re.findall(r"\bfa-([a-z0-9-]+)", text)}
+    package = importlib.util.find_spec("pydata_sphinx_theme")
+    assert package is not None and package.origin is not None  # the theme has just been used
+    original = Path(package.origin).parent.parent / THEME_SCRIPTS / ICON_SCRIPT
+    short = with_icons(original.read_text(encoding="utf-8"), names)
+    scripts.joinpath(ICON_SCRIPT).write_text(short, encoding="utf-8", newline="\n")
+
+
 def prune(app: Sphinx, exception: Exception | None) -> None:
     """After a successful build, remove shared files that no page loads, and the oldest caches."""
     if exception is not None or app.builder.format != "html":
@@ -205,6 +317,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", configure)
     app.connect("builder-inited", add_static_files)
     app.connect("html-page-context", share_widget_data, priority=900)
+    app.connect("build-finished", finish_pages)
     app.connect("build-finished", prune)
     app.add_post_transform(PicturesOfWidgets)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

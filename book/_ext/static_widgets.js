@@ -23,7 +23,8 @@ A classic script without imports or requests: it works from file:// and without 
   }
 
   function fromBase64(text) {
-    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    const binary = atob(text), bytes = new Uint8Array(binary.length);
+    for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
     return new DataView(bytes.buffer);
   }
 
@@ -97,24 +98,38 @@ A classic script without imports or requests: it works from file:// and without 
     return p;
   }
 
-  async function main() {
-    const entries = {};
+  const entries = {}, read = new Set(); // model id -> its stored state; the scripts that held them
+  function collect() {
     for (const script of document.querySelectorAll(`script[type="${MIME}state+json"]`)) {
+      if (read.has(script)) continue;
+      read.add(script);
       Object.assign(entries, JSON.parse(script.textContent).state);
     }
-    const ready = new Map(); // model id -> promise of { widget, model }, initialised once per model
-    const prepare = (id) => {
-      if (!ready.has(id)) {
-        ready.set(id, (async () => {
-          const model = makeModel(entries[id]);
-          addStyle(model.get("_css"));
-          const widget = await load(model.get("_esm"));
-          await widget.initialize?.({ model });
-          return { widget, model };
-        })());
-      }
-      return ready.get(id);
-    };
+  }
+
+  const ready = new Map(); // model id -> promise of { widget, model }, initialised once per model
+  function prepare(id) {
+    if (!ready.has(id)) {
+      ready.set(id, (async () => {
+        const model = makeModel(entries[id]);
+        const widget = await load(model.get("_esm"));
+        await widget.initialize?.({ model });
+        return { widget, model };
+      })());
+    }
+    return ready.get(id);
+  }
+
+  /* What needs no element begins while the browser still reads the page. */
+  function begin() {
+    collect();
+    for (const [id, { state }] of Object.entries(entries)) {
+      if (state._esm) prepare(id).catch(() => {}); // `main` says what went wrong, where it shows
+    }
+  }
+
+  async function main() {
+    collect();
     const isProgress = (id, seen = new Set()) => {
       const entry = entries[id];
       if (!entry || seen.has(id)) return false;
@@ -134,6 +149,7 @@ A classic script without imports or requests: it works from file:// and without 
       script.after(el);
       try {
         const { widget, model } = await prepare(id);
+        addStyle(model.get("_css")); // only now: it comes after the style sheets of the page
         await widget.render({ model, el });
       } catch (error) {
         el.replaceChildren(note(`This figure could not be shown: ${error.message}`));
@@ -142,6 +158,7 @@ A classic script without imports or requests: it works from file:// and without 
     }
   }
 
+  begin();
   // as soon as the page is parsed: DOMContentLoaded waits for the theme's deferred scripts
   if (document.readyState === "loading") document.addEventListener("readystatechange", main, { once: true });
   else main();

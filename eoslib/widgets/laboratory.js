@@ -14,6 +14,7 @@ const MAGNIFIED = 60; // steps in the magnifier
 const RECENT = 240; // steps in the phase portrait
 const POSITIONS = 400; // of the slider
 const GHOSTS = 4;
+const PHASE = "oscillation and sharpness/threshold";
 const PAGE = "laboratory.html"; // the laboratory's own page, beside the chapters
 const CHOICES = {
   speed: { 10: "10 steps/s", 60: "60 steps/s", 300: "300 steps/s", Infinity: "full speed" },
@@ -55,9 +56,10 @@ const PROBLEM = ["task", "points", "degree", "dimension", "noise", "dataSeed", "
 
 let laboratories = 0; // numbers the ids, since several may share a page
 
-/* An engine that answers: in a worker, or on the main thread where a worker is refused. */
-function connect(receive) {
-  const unanswered = [];
+/* An engine that answers (`receive` is its owner's): in a worker, or on the main thread where a
+   worker is refused. */
+function connect() {
+  const unanswered = [], receive = (message) => link.receive(message);
   let worker = null, post = (message) => worker.postMessage(message), answered = false;
   const onMainThread = () => {
     const scope = { postMessage: (data) => queueMicrotask(() => receive(data)) };
@@ -83,15 +85,25 @@ function connect(receive) {
   } catch {
     onMainThread();
   }
-  return {
+  const link = {
+    receive() {},
     send(message) {
       if (!answered) unanswered.push(message);
       post(message);
     },
     close: () => worker?.terminate(),
   };
+  return link;
 }
 
+/* In a built page a whole laboratory is opened to be used: its worker starts while the browser
+   still reads the page. */
+const early = new WeakMap();
+function initialize({ model }) {
+  if (model.get("_host") === "static" && !model.get("compact")) early.set(model, connect());
+}
+
+const say = (element, text) => { if (element.textContent !== text) element.textContent = text; };
 const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
 
 /* The state of a run in words, from its last steps. */
@@ -142,7 +154,7 @@ function render({ model, el }) {
         aria-label="train loss and sharpness" aria-valuemin="0" aria-valuemax="0" aria-valuenow="0"><canvas></canvas></div>
       <div class="eos-side">
         <figure class="eos-magnifier"><figcaption></figcaption><div role="img"><canvas></canvas></div></figure>
-        <figure class="eos-phase"><figcaption>oscillation and sharpness/threshold</figcaption><div role="img"><canvas></canvas></div></figure>
+        <figure class="eos-phase"><figcaption>${PHASE}</figcaption><div role="img"><canvas></canvas></div></figure>
         <figure class="eos-fit"><figcaption></figcaption><div role="img"><canvas></canvas></div></figure>
       </div>
     </div>
@@ -194,7 +206,11 @@ function render({ model, el }) {
   const name = () => `${id}-${session}`;
   let link = null;
   const send = (type, content = {}) => {
-    link ??= connect((message) => receive(message));
+    if (!link) {
+      link = early.get(model) ?? connect();
+      early.delete(model);
+      link.receive = receive;
+    }
     link.send({ type, session: name(), ...content });
   };
   const problem = (settings) => JSON.stringify(PROBLEM.map((key) => settings[key]));
@@ -256,11 +272,12 @@ function render({ model, el }) {
     if (message.type === "update") {
       awaiting = false;
       if (!message.record.steps) return schedule(); // not even step 0 is measured
+      // a picture that would be the same is not drawn again
+      stale ||= !running || message.state !== snap?.state || message.record.steps !== snap.record.steps || Boolean(message.outputs);
       snap = message;
       if (base.changes.length) stepSize = snap.stepSize; // what was planned, not what was chosen
       if (message.outputs) fit = message.outputs;
       if (snap.state === "diverged") halt();
-      stale = true;
       if (next && snap.record.steps > goal) {
         const { settings, steps } = next;
         next = null;
@@ -469,7 +486,7 @@ function render({ model, el }) {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
     context.font = `12px ${paint.font}`;
-    context.lineJoin = "round";
+    context.lineJoin = "bevel"; // round joins take longer than all the rest of a jagged curve
     return { context, width, height };
   }
 
@@ -478,16 +495,22 @@ function render({ model, el }) {
     Object.assign(context, { strokeStyle: style, globalAlpha: alpha, lineWidth: width });
     context.setLineDash(dash);
     context.beginPath();
-    for (const line of lines) line.forEach(([x, y], k) => (k ? context.lineTo(x, y) : context.moveTo(x, y)));
+    for (const line of lines) {
+      line.forEach(([x, y], k) => {
+        if (!k) context.moveTo(x, y);
+        else if (x !== line[k - 1][0] || y !== line[k - 1][1]) context.lineTo(x, y);
+      });
+    }
     context.stroke();
     context.restore();
   }
 
-  function label(context, text, x, y, { style = paint.muted, align = "left", bold = false } = {}) {
+  /* `halo`: for a text that curves may cross. */
+  function label(context, text, x, y, { style = paint.muted, align = "left", bold = false, halo = true } = {}) {
     context.save();
     Object.assign(context, { fillStyle: style, textAlign: align, strokeStyle: paint.surface, lineWidth: 3 });
     if (bold) context.font = `600 ${context.font}`;
-    context.strokeText(text, x, y);
+    if (halo) context.strokeText(text, x, y);
     context.fillText(text, x, y);
     context.restore();
   }
@@ -532,33 +555,44 @@ function render({ model, el }) {
   }
 
   function axesOn(context, { left, right, top, bottom, x, y, xs, ys }, heading, xLabel) {
-    label(context, heading, left - 42, top - 9, { style: paint.ink });
+    label(context, heading, left - 42, top - 9, { style: paint.ink, halo: false });
     for (const [value, text] of ys) {
       stroke(context, paint.grid, [[[left, y(value)], [right, y(value)]]], { width: 1 });
-      label(context, text, left - 6, y(value) + 4, { align: "right" });
+      label(context, text, left - 6, y(value) + 4, { align: "right", halo: false });
     }
     stroke(context, paint.rule, [[[left, top], [left, bottom], [right, bottom]]], { width: 1 });
     if (!xLabel) return;
-    for (const [value, text] of xs) label(context, text, x(value), bottom + 17, { align: "center" });
-    label(context, xLabel, (left + right) / 2, bottom + 34, { align: "center", style: paint.ink });
+    for (const [value, text] of xs) label(context, text, x(value), bottom + 17, { align: "center", halo: false });
+    label(context, xLabel, (left + right) / 2, bottom + 34, { align: "center", style: paint.ink, halo: false });
   }
 
-  /* One channel of a run as its envelope, in the colours of its step sizes. */
+  /* One channel of a run as its envelope, in the colours of its step sizes. What falls into one column of
+     pixels is drawn as one, from its lowest to its highest value, and from the end that is nearer: most of
+     the time of a picture goes into the length of its curves. */
   function curve(context, panel, run, channel, look = {}) {
     const { record } = run, low = record.low[channel], high = record.high[channel];
     if (!low) return;
     const list = phases(run), lines = list.map(() => []);
-    let part = 0, open = null;
+    let part = 0, open = null, column = NaN, ends = null; // of the column: its highest and lowest point
     for (let b = 0; b < low.length; b++) {
       while (part + 1 < list.length && b * record.width > list[part + 1][0]) { part += 1; open = null; }
       if (!(low[b] < Infinity)) { if (channel !== "eigenvalue1" || base.measureEvery === 1) open = null; continue; }
       const px = panel.x(across(record, b));
       if (!open) {
         lines[part].push(open = []);
+        column = NaN;
         if (b && low[b - 1] < Infinity) open.push([panel.x(across(record, b - 1)), panel.y(low[b - 1])]);
       }
-      open.push([px, panel.y(high[b])]);
-      if (low[b] !== high[b]) open.push([px, panel.y(low[b])]);
+      const top = panel.y(high[b]), bottom = panel.y(low[b]);
+      if (Math.floor(px) === column) {
+        ends[0][1] = Math.min(ends[0][1], top);
+        ends[1][1] = Math.max(ends[1][1], bottom);
+        continue;
+      }
+      const before = open.at(-1)?.[1];
+      column = Math.floor(px);
+      ends = [[px, top], [px, bottom]];
+      open.push(...(Math.abs(before - bottom) < Math.abs(before - top) ? [ends[1], ends[0]] : ends));
     }
     lines.forEach((line, k) => stroke(context, run.base?.optimizer === "flow" || (!run.base && !usesStep())
       ? paint.ink : color(list[k][2]), line, look));
@@ -695,13 +729,18 @@ function render({ model, el }) {
   }
 
   function dots(context, points, parity) {
-    points.forEach(([x, y], i) => {
+    const ink = color(stepSize);
+    for (const open of [0, 1]) {
       context.beginPath();
-      context.arc(x, y, 2, 0, 7);
-      Object.assign(context, { strokeStyle: color(stepSize), fillStyle: (i + parity) % 2 ? paint.surface : color(stepSize), lineWidth: 1 });
+      points.forEach(([x, y], i) => {
+        if ((i + parity) % 2 !== open) return;
+        context.moveTo(x + 2, y);
+        context.arc(x, y, 2, 0, 7);
+      });
+      Object.assign(context, { strokeStyle: ink, fillStyle: open ? paint.surface : ink, lineWidth: 1 });
       context.fill();
       context.stroke();
-    });
+    }
   }
 
   /* Above the loss, below the displacement along the top eigenvector, which changes sign with every
@@ -727,8 +766,7 @@ function render({ model, el }) {
     for (let i = from + 1; i < recent.loss.length; i++) rises += recent.loss[i] > recent.loss[i - 1];
     const count = recent.loss.length - from;
     const text = count > 1 ? `the last ${count} steps: loss rose ${rises} times` : "the last steps, as they come";
-    $(".eos-magnifier figcaption").textContent = text;
-    $(".eos-magnifier [role]").setAttribute("aria-label", `magnifier, ${text}`);
+    return { figure: $(".eos-magnifier"), text, spoken: `magnifier, ${text}` };
   }
 
   function drawPhase() {
@@ -750,14 +788,14 @@ function render({ model, el }) {
     }
     dots(context, points.slice(-MAGNIFIED), (snap.record.first + (usable.slice(-MAGNIFIED)[0] ?? 0)) % 2);
     frameOf(context, width, height, names);
-    $(".eos-phase [role]").setAttribute("aria-label", `phase portrait of the last ${RECENT} steps: displacement along the top `
-      + `eigenvector up to ${number(widest)}, sharpness ${number(ratio(usable.at(-1) ?? 0))}${flow ? "" : " of the threshold"}`);
+    return { figure: $(".eos-phase"), text: PHASE, spoken: `phase portrait of the last ${RECENT} steps: displacement along the top `
+      + `eigenvector up to ${number(widest)}, sharpness ${number(ratio(usable.at(-1) ?? 0))}${flow ? "" : " of the threshold"}` };
   }
 
   function drawFit() {
     const figure = $(".eos-fit"), { task: kind } = base, task = started?.task;
     figure.hidden = !task;
-    if (!task) return;
+    if (!task) return null;
     const { context, width, height } = surface(figure.querySelector("canvas"), kind === "spirals" || kind === "rings" ? 180 : 130);
     const accuracy = snap.record.recent.accuracy?.at(-1), share = `${number(100 * accuracy)} % right`;
     let text = "";
@@ -781,10 +819,13 @@ function render({ model, el }) {
       text = `decision regions: ${share}`;
       const size = CELLS * Math.floor(Math.min(width, height) / CELLS), at = (v) => (v + 1.3) / 2.6 * size, cell = size / CELLS;
       const kinds = [color(range[0]), color(range[1])];
-      for (let c = 0; fit && c < CELLS * CELLS; c++) {
-        const first = fit[2 * c] > fit[2 * c + 1];
-        Object.assign(context, { fillStyle: kinds[first ? 0 : 1], globalAlpha: 0.3 });
-        context.fillRect((c % CELLS) * cell, Math.floor(c / CELLS) * cell, cell, cell);
+      context.globalAlpha = 0.3;
+      for (const second of fit ? [0, 1] : []) {
+        context.fillStyle = kinds[second];
+        for (let c = 0; c < CELLS * CELLS; c++) {
+          if (fit[2 * c] > fit[2 * c + 1] === Boolean(second)) continue;
+          context.fillRect((c % CELLS) * cell, Math.floor(c / CELLS) * cell, cell, cell);
+        }
       }
       context.globalAlpha = 1;
       for (let i = 0; i < task.count; i++) {
@@ -796,8 +837,17 @@ function render({ model, el }) {
       }
     }
     if (kind !== "spirals" && kind !== "rings") frameOf(context, width, height, []);
-    figure.querySelector("figcaption").textContent = text;
-    figure.querySelector("[role]").setAttribute("aria-label", text);
+    return { figure, text, spoken: text };
+  }
+
+  /* The pictures beside the main one. While a run goes on they take turns, so that the main picture keeps
+     its pace; then all of them show the last step. */
+  const beside = [drawMagnifier, drawPhase, drawFit];
+  let turn = -1; // the one drawn last, −1 before any was
+  function drawBeside() {
+    const all = turn < 0 || !running;
+    turn = (turn + 1) % beside.length;
+    return (all ? beside.map((picture) => picture()) : [beside[turn]()]).filter(Boolean);
   }
 
   /* Colours and sizes, which only a new theme or a new width changes. */
@@ -806,6 +856,7 @@ function render({ model, el }) {
     theme = themeOf(root);
     widths = new WeakMap();
     paint = { font: style.fontFamily };
+    turn = -1;
     for (const key of ["ink", "muted", "rule", "grid", "surface", "accent"]) paint[key] = style.getPropertyValue(`--${key}`).trim();
     root.style.setProperty(`--ramp-${theme}`, `linear-gradient(to right, ${get("colors")[theme].stops})`);
   }
@@ -819,10 +870,10 @@ function render({ model, el }) {
     slider.value = positionOf(stepSize);
     slider.disabled = !usesStep();
     all(".eos-step").forEach((button) => { button.disabled = !usesStep(); });
-    $(".eos-lr").textContent = usesStep() ? number(stepSize) : "→ 0";
-    $(".eos-limit").textContent = usesStep() ? `${symbol()} = ${number(limit)}` : "no threshold";
+    say($(".eos-lr"), usesStep() ? number(stepSize) : "→ 0");
+    say($(".eos-limit"), usesStep() ? `${symbol()} = ${number(limit)}` : "no threshold");
     slider.setAttribute("aria-valuetext", `step size ${number(stepSize)}, threshold ${symbol()} = ${number(limit)}`);
-    go.textContent = running ? "Pause" : "Run";
+    say(go, running ? "Pause" : "Run");
     go.disabled = diverged || !started || Boolean(next);
     $(".eos-one").disabled = go.disabled || !snap;
     $(".eos-twin").disabled = $(".eos-one").disabled || !usesStep();
@@ -830,25 +881,27 @@ function render({ model, el }) {
     $(".eos-reset").disabled = !started || Boolean(next);
     if (!snap || next) return;
     const { record } = snap;
+    // pictures before texts: setting a font asks for the layout, which a new text has made out of date
+    const visible = Boolean(paint.width ||= root.clientWidth);
+    if (visible) drawMain();
+    const captions = visible && !compact ? drawBeside() : [];
+    for (const { figure, text, spoken } of captions) {
+      say(figure.querySelector("figcaption"), text);
+      figure.querySelector("[role]").setAttribute("aria-label", spoken);
+    }
     const words = `${describe(snap, stepSize, base.optimizer)}${!running && root.dataset.why ? `; ${root.dataset.why}` : ""}`
       + (!diverged ? "" : compact && presets[home]?.warm ? ". Press Reset to go back." : ". Choose a smaller step size and press Reset.");
-    if (status.textContent !== words) status.textContent = words; // spoken when it changes
+    say(status, words); // spoken when it changes
     root.classList.toggle("eos-lost", diverged);
     const facts = reading();
-    $(".eos-numbers").textContent = facts;
+    say($(".eos-numbers"), facts);
     const here = cursor === null ? record.steps - 1 : cursor;
     for (const [key, value] of [["max", record.steps - 1], ["now", here], ["text", facts.replaceAll(" · ", ", ")]]) {
       main.setAttribute(`aria-value${key}`, value);
     }
     Object.assign(root.dataset, { step: record.steps - 1, state: snap.state, sharpness: record.recent.eigenvalue1.at(-1), threshold: limit });
-    if (!(paint.width ||= root.clientWidth)) return;
-    drawMain();
+    if (!visible) return;
     main.setAttribute("aria-label", `train loss and sharpness, ${words}`);
-    if (!compact) {
-      drawMagnifier();
-      drawPhase();
-      drawFit();
-    }
     if (!running) remember();
     if ($(".eos-lines").open && !running) $(".eos-lines pre").textContent = lines();
   }
@@ -1061,4 +1114,4 @@ for lr, steps in [${plan.join(", ")}]:
   };
 }
 
-export default { render };
+export default { initialize, render };

@@ -28,7 +28,7 @@ PHONE = {"width": 360, "height": 740}
 AT_REST = """async () => {
   await window.MathJax?.startup?.promise;
   await document.fonts.ready;
-  await new Promise((resolve) => setTimeout(resolve, 300));
+  await new Promise((resolve) => setTimeout(resolve, 800)); // the late scripts start after 200
 }"""
 
 DRAWN = """() => [...document.querySelectorAll("article .cell_output :is(svg path, canvas)")]

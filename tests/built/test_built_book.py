@@ -53,6 +53,21 @@ def without_machine_digits(text: str) -> str:
     return text
 
 
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_scripts_load_in_the_order_in_which_a_reader_needs_them(entry: str) -> None:
+    head = soup(entry).head
+    assert head is not None
+    parts = head.find_all(["script", "link"])
+    style = next(i for i, part in enumerate(parts) if part.get("rel") == ["stylesheet"])
+    for index, part in enumerate(parts):
+        source = part.get("src", "")
+        if part.name != "script" or not source:
+            continue
+        assert not re.search("searchindex|searchtools|language_data", source)
+        assert not re.search("fontawesome|bootstrap|pydata-sphinx-theme", source)
+        assert index < style or part.has_attr("defer") or "documentation_options" in source, source
+
+
 def test_the_toc_lists_every_source_once() -> None:
     sources = {path for path in book.ROOT.glob("book/**/*") if path.suffix in {".ipynb", ".md"}}
     sources = {path for path in sources if not any(p.startswith((".", "_")) for p in path.parts)}
