@@ -485,11 +485,17 @@ def picture(preset: str) -> Figure:
             for ax, (low, high) in ((upper, loss), (lower, sharpness)):
                 ax.fill_between(x, low, high, color=hue, linewidth=1.2)
             if name == preset:
-                lower.plot(x, threshold[1], "--", color=color)
+                lower.plot(x, threshold[1], "--", color=color, label="threshold")
                 upper.plot(x, twin[1], "--", color=ACCENT["light"])
         highest = np.nanmax(runs[preset][0][1])
-        upper.set(yscale="log", ylabel="train loss", ylim=(None, 2 * highest))
+        loss_name = (
+            "cross-entropy" if settings.get("loss") == "cross_entropy" else "½ squared error"
+        )
+        of_loss = "loss" if settings.get("task") == "quadratic" else f"train loss\n({loss_name})"
+        upper.set(yscale="log", ylabel=of_loss, ylim=(None, 2 * highest))
         lower.set(ylabel="sharpness", ylim=(0, None), xlabel="time" if is_time else "step")
+        if np.isfinite(runs[preset][0][2][1]).any():
+            lower.legend(loc="lower right")
     return figure
 
 
