@@ -27,24 +27,13 @@ A small residual does not say that the pair found is the *leading* one: a start 
 component along the leading eigenvector cannot see it. A random start has one; a warm start may lose
 it, which is why `eoslib.tracker.SharpnessTracker` starts from random vectors now and then.
 
-**How much of a warm start is needed.** Let (λ_i, x_i) be eigenpairs of a nearby operator H − E,
-from which the search starts. By Weyl's inequality the i-th eigenvalue of H is at most λ_i + ‖E‖.
-The first k vectors are multiplied in any case, and sample E at no cost: Ex_i = Hx_i − λ_i x_i. The
-next one is multiplied only where λ_i + max ‖Ex‖ reaches the Ritz value sought, for only then may it
-have overtaken. (A maximum over k vectors may fall short of ‖E‖; along training at the edge of
+**When a warm start is worth nothing.** Let (λ_i, x_i) be eigenpairs of a nearby operator H − E from
+which the search starts, and κ its largest eigenvalue beyond them. By Weyl's inequality no
+eigenvector that the start lacks has a value above κ + ‖E‖. The start samples E at no cost:
+Ex_i = Hx_i − λ_i x_i. Where κ + max_i ‖Ex_i‖ reaches the Ritz value sought, the search stops as
+`EigenStatus.LOST`, however small its residuals are: it would find *an* eigenvalue, but maybe not
+the leading one. (A maximum over a few x_i may fall short of ‖E‖; along training at the edge of
 stability it was at least as large as the change of any of the six leading eigenvalues.)
-
-Vectors that are not multiplied still serve. The residual r leads to the correction (θ − H)⁻¹r, in
-which H may be replaced by what is known of it, H ≈ Σ λ_i x_i x_iᵀ: the basis is extended by
-
-.. math:: r + \sum_i \frac{\lambda_i}{\theta - \lambda_i}\, x_i x_i^\top r
-
-(Davidson 1975), the sum being over those. Where the Hessian changes little between two
-measurements, as it does at every second iterate at the edge, two products are then enough.
-
-**When a warm start is worth nothing.** Let κ be the largest eigenvalue beyond the start's. Where
-κ + max ‖Ex‖ reaches the Ritz value sought, the search stops as `EigenStatus.LOST`, however small
-its residuals are: it would find *an* eigenvalue, but maybe not the leading one.
 
 **Several operators at once.** An operator that stands for R matrices is solved in lockstep: every
 array has a leading dimension R, each matrix takes the same decisions as it would alone, and a
@@ -79,20 +68,16 @@ __all__ = [
 #: The estimate of the error is multiplied by this before it is compared with the accuracy wanted,
 #: because μ in it is itself estimated. See
 #: tests/test_tracker.py for stretches of training that it was chosen on.
-_SAFETY = 3.0
+_SAFETY = 4.0
 
 #: Ritz vectors that a result holds beyond those asked for, at most.
-_SPARE = 5
-
-#: In the correction of a residual no known eigenvalue counts as nearer to the one sought than this.
-_NEAREST = 0.95
+_SPARE = 3
 
 #: A basis and its images restart before they take more memory than this.
 _BASIS_BYTES = 2**30
 
 _Array = np.ndarray[Any, np.dtype[np.float64]]
 _Flags = np.ndarray[Any, np.dtype[np.bool_]]
-_Counts = np.ndarray[Any, np.dtype[np.int_]]
 
 
 class EigenStatus(enum.Enum):
@@ -121,10 +106,9 @@ class EigenResult:
         error_estimates: ``(k,)``, estimated |λ_j − θ_j|; see the module's docstring.
         num_products: products spent.
         status: how the solve ended.
-        subspace: ``(P, j)``, k ≤ j ≤ k + 5: the leading Ritz vectors with up to five to spare,
+        subspace: ``(P, j)``, k ≤ j ≤ k + 3: the leading Ritz vectors with up to three to spare,
             from which to start a solve for a nearby operator. The spare ones are approximate.
         subspace_values: ``(j,)``, their Ritz values.
-        num_started: how many vectors of the start were multiplied.
     """
 
     values: Tensor
@@ -135,7 +119,6 @@ class EigenResult:
     status: EigenStatus
     subspace: Tensor
     subspace_values: Tensor
-    num_started: int = 0
 
     def eigenvalue(self, index: int = 0, *, allow_unconverged: bool = False) -> float:
         """The eigenvalue of that index as a number.
@@ -160,14 +143,10 @@ class Start:
         vectors: ``(P, j)``, finite and not zero.
         known: ``(m,)`` eigenvalues of a nearby operator, leading first: stand-ins for μ. The first
             j belong to the vectors, and the next one is κ; see the module's docstring.
-        needed: how many of the vectors are multiplied in any case, at least k; ``None``: all. The
-            others are multiplied, in this order, only where the first k say that they have to be.
-            All are orthonormal then, and known.
     """
 
     vectors: Tensor
     known: Tensor
-    needed: int | None = None
 
 
 def lanczos(
@@ -297,8 +276,6 @@ class _Search:
         self.projected: _Array = np.zeros((self.num_runs, self.capacity, self.capacity))
         self.filled = 0
         self.products = 0
-        #: How many vectors of each start were multiplied.
-        self.started: _Counts = np.ones(self.num_runs, dtype=int)
         self.results: list[EigenResult | None] = [None] * self.num_runs
 
     # -- the loop -------------------------------------------------------------------------------
@@ -312,21 +289,17 @@ class _Search:
     def _run(
         self, starts: list[Start | None], callback: Callable[[EigenResult], None] | None
     ) -> list[EigenResult]:
-        queue, lengths, needed, known = self._queue(starts)
+        queue, lengths, known = self._queue(starts)
         candidate = queue[:, 0]
         scale = np.zeros(self.num_runs)
-        fewest = int(needed.min())
-        drift = np.full(self.num_runs, -np.inf)
+        fewest = int(lengths.min())
         while True:
             finite = self._extend(candidate)
             self._settle(~finite, EigenStatus.NOT_FINITE)
             if self._all_settled():
                 return self._settled()
-            if self.products == self.k:
-                drift = self._drift(known, lengths)
             if self.products < min(fewest, self.limit, self.capacity):
                 candidate = queue[:, self.products]
-                self.started += 1
                 continue
             values, coefficients = self._ritz_pairs()
             found = min(self.k + 2, self.filled)
@@ -338,12 +311,10 @@ class _Search:
             closed = norms[:, : self.k] <= np.maximum(self.rtol * asked, floor)
             if self.accuracy is not None:
                 closed |= errors * _SAFETY <= self.accuracy * asked
-            # What of a start is needed is used before its matrix may converge: its vectors were put
-            # there to keep an eigenvalue from being missed.
-            beyond = known[np.arange(self.num_runs), self.started]
-            overtaken = beyond + drift >= values[:, min(self.k, self.filled) - 1]
-            ready = (self.started >= needed) & ~(overtaken & (self.started < lengths))
-            lost = overtaken & (self.started >= lengths)
+            # A start is used whole before its matrix may converge: its vectors were put there to
+            # keep an eigenvalue from being missed.
+            ready = self.products >= lengths
+            lost = self._lost(values, known, lengths)
             complete = found >= self.k
             done = ready & closed.all(axis=1) if complete else np.zeros(self.num_runs, bool)
             last = np.full(self.num_runs, self.products >= self.limit)
@@ -357,97 +328,56 @@ class _Search:
             self._settle(last, EigenStatus.MAX_PRODUCTS, *state)
             if self._all_settled():
                 return self._settled()
-            pairs = closed.argmin(axis=1)  # the first that is open, or 0
-            residual = self._corrected(residuals, pairs, values, queue, known, lengths)
-            empty = ~(norms[np.arange(self.num_runs), pairs] > 0.01 * floor[:, 0])
-            candidate = self._next_directions(queue, ready, residual, empty)
+            candidate = self._next_directions(queue, lengths, residuals, closed, norms, floor)
             if self.filled == self.capacity:
                 self._restart(coefficients[:, :, : max(self.k + 2, self.capacity // 3)])
 
-    def _queue(self, starts: list[Start | None]) -> tuple[Tensor, _Counts, _Counts, _Array]:
-        """What the searches may begin with, and what is known beforehand.
-
-        Returns:
-            The start vectors ``(R, j, P)``; how many of them are real, and how many are multiplied
-            in any case, ``(R,)``; the known eigenvalues, −∞ from where nothing is known.
-        """
-        blocks: list[Tensor] = []
-        known: list[_Array] = []
-        needed: list[int] = []
+    def _queue(self, starts: list[Start | None]) -> tuple[Tensor, _Array, _Array]:
+        """Start vectors ``(R, j, P)``, how many of them are real, and known eigenvalues."""
+        blocks, known = [], []
         for start in starts:
             if start is None:
                 draws = [_gaussian(self.operator, self.generator) for _ in range(self.k)]
-                start = Start(torch.stack(draws, dim=1), torch.empty(0))
-            blocks.append(start.vectors.T)
-            known.append(self.sign * start.known.double().cpu().numpy())
-            needed.append(len(blocks[-1]) if start.needed is None else start.needed)
+                blocks.append(torch.stack(draws))
+                known.append(np.empty(0))
+            else:
+                blocks.append(start.vectors.T)
+                known.append(self.sign * start.known.double().cpu().numpy())
         lengths = np.array([min(len(block), self.capacity) for block in blocks])
-        queue = self.rows.new_zeros(len(blocks), int(lengths.max()), self.operator.size)
-        width = max(int(lengths.max()) + 1, *(len(values) for values in known))
-        table = np.full((len(blocks), width), -np.inf)
+        queue = self.rows.new_empty(len(blocks), int(lengths.max()), self.operator.size)
+        table = np.full((len(blocks), max(len(values) for values in known)), -np.inf)
         for index, (block, values) in enumerate(zip(blocks, known, strict=True)):
             queue[index, : lengths[index]] = block[: lengths[index]]
             table[index, : len(values)] = values
-        return queue, lengths, np.minimum(needed, lengths), table
-
-    def _drift(self, known: _Array, lengths: _Counts) -> _Array:
-        """How far the first k start vectors are from being eigenpairs: what ‖E‖ is at least.
-
-        Called when just these have been multiplied. −∞ where it is not asked for, or not known.
-        """
-        drift = np.full(self.num_runs, -np.inf)
-        if self.accuracy is None:
-            return drift
-        for run in np.flatnonzero((lengths >= self.k) & np.isfinite(known[:, self.k - 1])):
-            values = torch.from_numpy(self.sign * known[run, : self.k, None]).to(self.rows)
-            change = self.images[run, : self.k] - values * self.rows[run, : self.k]
-            drift[run] = float(change.double().norm(dim=1).max())
-        return drift
-
-    def _corrected(
-        self,
-        residuals: Tensor,
-        pairs: _Counts,
-        values: _Array,
-        queue: Tensor,
-        known: _Array,
-        lengths: _Counts,
-    ) -> Tensor:
-        """The residual of an open pair of each run, corrected by its start's unused vectors."""
-        runs = np.arange(self.num_runs)
-        if (pairs == pairs[0]).all():
-            chosen = residuals[:, int(pairs[0])]
-        else:
-            chosen = torch.stack([residuals[run, int(pair)] for run, pair in enumerate(pairs)])
-        sought = values[runs, pairs][:, None]
-        index = np.arange(queue.shape[1])
-        unused = (index >= self.started[:, None]) & (index < lengths[:, None])
-        usable = unused & np.isfinite(known[:, : len(index)]) & (sought > 0)
-        if not usable.any():
-            return chosen
-        below = np.minimum(np.where(usable, known[:, : len(index)], 0), _NEAREST * sought)
-        weights = torch.from_numpy(np.where(usable, below / np.where(usable, sought - below, 1), 0))
-        overlaps = inner_products(queue, chosen) * weights.to(queue.device)
-        return torch.baddbmm(chosen[:, None], overlaps[:, None].to(queue.dtype), queue)[:, 0]
+        return queue, lengths, table
 
     def _next_directions(
-        self, queue: Tensor, ready: _Flags, residual: Tensor, empty: _Flags
+        self,
+        queue: Tensor,
+        lengths: _Array,
+        residuals: Tensor,
+        closed: _Array,
+        norms: _Array,
+        floor: _Array,
     ) -> Tensor:
-        """What extends each basis: its start while that is needed, then the residual.
+        """What extends each basis: its start while that lasts, then the residual of an open pair.
 
         A pair that has converged to rounding has none to offer; a random direction takes its place.
         """
-        going = np.array([result is None for result in self.results])
-        starting, drawing = going & ~ready, going & ready & empty
-        if not (starting | drawing).any():
-            return residual
-        directions = residual.clone()
-        for run in np.flatnonzero(starting):
-            directions[run] = queue[run, self.started[run]]
-        self.started[starting] += 1
-        for run in np.flatnonzero(drawing):
-            directions[run] = _gaussian(self.operator, self.generator)
-        return directions
+        pairs = closed.argmin(axis=1)  # the first that is open, or 0
+        runs = np.arange(self.num_runs)
+        exhausted = ~(norms[runs, pairs] > 0.01 * floor[:, 0])
+        if (pairs == pairs[0]).all() and not exhausted.any() and self.products >= lengths.max():
+            return residuals[:, int(pairs[0])]
+        directions = []
+        for run in range(self.num_runs):
+            if self.products < lengths[run]:
+                directions.append(queue[run, self.products])
+            elif self.results[run] is None and exhausted[run]:
+                directions.append(_gaussian(self.operator, self.generator))
+            else:
+                directions.append(residuals[run, int(pairs[run])])
+        return torch.stack(directions)
 
     # -- the basis ------------------------------------------------------------------------------
 
@@ -519,9 +449,9 @@ class _Search:
         tried = norms.shape[1]
         mu = np.full((self.num_runs, tried), -np.inf)
         mu[:, : values.shape[1] - 1] = values[:, 1 : tried + 1]
-        # Of what was known, the next after the c vectors, or the first that was not multiplied.
-        following = np.minimum(np.arange(1, tried + 1), self.started[:, None])
-        mu = np.maximum(mu, np.take_along_axis(known, following, axis=1))
+        width = min(tried, known.shape[1] - 1)
+        if width > 0:
+            mu[:, :width] = np.maximum(mu[:, :width], known[:, 1 : width + 1])
         asked = min(self.k, values.shape[1])
         # bound[run, i, c]: of the i-th value, from the first c + 1 residuals
         gaps = values[:, :asked, None] - mu[:, None, :]
@@ -530,6 +460,20 @@ class _Search:
         bounds = np.where(usable, squares / np.where(usable, gaps, 1), np.inf)
         best: _Array = bounds.min(axis=2)
         return best
+
+    def _lost(self, values: _Array, known: _Array, lengths: _Array) -> _Flags:
+        """Which searches have just used their start and found that it says too little."""
+        lost = np.zeros(self.num_runs, bool)
+        judged = (lengths == self.products) & (lengths >= self.k)
+        for run in np.flatnonzero(judged & (self.accuracy is not None)):
+            beyond = known[run, lengths[run] :]
+            if not len(beyond) or beyond[0] == -np.inf:
+                continue
+            started = torch.from_numpy(self.sign * known[run, : self.k, None]).to(self.rows)
+            change = self.images[run, : self.k] - started * self.rows[run, : self.k]
+            drift = float(change.double().norm(dim=1).max())
+            lost[run] = beyond[0] + drift >= values[run, self.k - 1]
+        return lost
 
     def _restart(self, coefficients: _Array) -> None:
         """Keep the span of the given Ritz vectors only; no product is spent."""
@@ -574,7 +518,6 @@ class _Search:
             status=status,
             subspace=subspace.T,
             subspace_values=torch.from_numpy(self.sign * values[run, : k + _SPARE]),
-            num_started=int(self.started[run]) if state else 0,
         )
 
     def _all_settled(self) -> bool:

@@ -2,9 +2,7 @@
 
 Three observations make it cheap:
 
-* Between two measurements the top eigenvectors turn little, so a search begins with them. It
-  multiplies the first, and of the others only those that may have overtaken it meanwhile; the rest
-  still help to correct its residual.
+* Between two measurements the top eigenvectors turn little, so a search may begin with them.
 * At the edge of stability the iterate hops from one side of a valley to the other, and the
   eigenvectors with it; but every second iterate is nearly the same. So a search begins with the
   vectors of whichever of the last two measurements was made *nearest* to the current θ. (On digits
@@ -13,15 +11,15 @@ Three observations make it cheap:
 * An eigenvalue is far more accurate than its eigenvector, so the search stops by the estimated
   error of the eigenvalue (see `eoslib.eigen`).
 
-Three things guard against following the wrong eigenvector. The search carries every Ritz vector
-whose value is near to those it reports, and one more at least, so that when the next eigenvalue
-overtakes, it is already there. Of the two measurements that are remembered, each tells the other
-what it lacks: a direction in which the other one found as large a curvature. (Without this, in a
-cluster of four eigenvalues, every second measurement followed the second one, up to one percent too
-low, while those between them knew the first.) And a second search starts from random vectors alone,
-because what came up from further below is invisible to a start without any component along it:
-every so many measurements, and whenever the Hessian has changed so much that something from below
-may have come up (`EigenStatus.LOST`).
+Three things guard against following the wrong eigenvector. The search carries one or two Ritz
+vectors more than it reports, so that when the next eigenvalue overtakes, it is already there. Of
+the two measurements that are remembered, each tells the other what it lacks: a direction in which
+the other one found as large a curvature. (Without this, in a cluster of four eigenvalues of the
+digits' Hessian, every second measurement followed the second one, up to one percent too low, while
+those between them knew the first.) And a second search starts from random vectors alone, because
+what came up from further below is invisible to a start without any component along it: every so
+many measurements, and whenever the Hessian has changed so much that something from below may have
+come up (`EigenStatus.LOST`).
 
 What slips through: where a symmetry splits the Hessian into blocks exactly, no product leads from
 one block to another, and the top eigenvalue may pass to a block that the start does not touch. Then
@@ -48,21 +46,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SharpnessTracker"]
 
-#: After a search from random vectors, Ritz vectors are carried whose value is at least this share
-#: of the last reported one's: clusters of eigenvalues near the edge exchange places.
-_CLUSTER = 0.8
-
-#: Vectors carried beyond those reported, at most.
-_MOST = 6
-
-#: The first vector beyond those reported is multiplied every so many measurements, and always if
-#: its value is at least this share of theirs.
-_WATCHED = 3
-_CLOSE = 0.95
-
-#: A start vector that was not multiplied is carried on while more than this is left of it beside
-#: the Ritz vectors.
-_LEFT = 0.1
+#: A second spare Ritz vector is carried while its value is at least this share of the last reported
+#: one's: clusters of eigenvalues near the edge exchange places from one measurement to the next.
+_CLUSTER = 0.9
 
 #: What the other measurement found is taken over where its value is at least this share, and this
 #: much of its length is missing.
@@ -72,11 +58,7 @@ _MISSING = 0.3
 
 @dataclass
 class _Memory:
-    """One measurement of one run: where, and what was found.
-
-    vectors: ``(P, j)``, orthonormal; known: ``(j + 1,)``, their eigenvalues, descending, and the
-    next one.
-    """
+    """One measurement of one run: where, and what was found."""
 
     theta: Tensor
     vectors: Tensor
@@ -182,17 +164,18 @@ class SharpnessTracker:
             _nearest(memories, point)
             for memories, point in zip(self._memories, points, strict=True)
         ]
-        due = self._count % self._cold_every == 0
-        if due or any(memory is None or memory.vectors.shape[1] < self.k for memory in near):
-            found = self._search_from_random(operator)
-            near = [
-                self._memory(point, None, result) or memory
-                for point, memory, result in zip(points, near, found, strict=True)
-            ]
         starts = [
             None if memory is None else self._start(memory, memories)
             for memory, memories in zip(near, self._memories, strict=True)
         ]
+        due = self._count % self._cold_every == 0
+        cold = [due or memory is None for memory in near]
+        if any(cold):
+            found = self._search_from_random(operator)
+            starts = [
+                _joined(start, result) if needed else start
+                for start, result, needed in zip(starts, found, cold, strict=True)
+            ]
         results = self._search(operator, starts, accuracy=self._rtol, rtol=1e-4)
         lost = [run for run, result in enumerate(results) if result.status is EigenStatus.LOST]
         if lost:
@@ -297,80 +280,65 @@ class SharpnessTracker:
         residual = min(max(self._rtol, 1e-4), 1e-3)
         return self._search(operator, starts, accuracy=None, rtol=residual)
 
-    def _remember(self, run: int, point: Tensor, start: Start | None, result: EigenResult) -> None:
-        memory = self._memory(point, start, result)
-        if memory is not None:
-            self._memories[run] = [*self._memories[run][-1:], memory]
-
-    def _memory(self, point: Tensor, start: Start | None, result: EigenResult) -> _Memory | None:
-        """What there is to remember of a result; ``None`` if nothing."""
-        values, vectors = result.subspace_values, result.subspace
-        if result.status is EigenStatus.NOT_FINITE or vectors.shape[1] < self.k:
-            return None
-        last = float(values[self.k - 1])
-        if start is None:
-            close = int((values > _CLUSTER * last).sum())
-            carried = max(self.k, min(max(self.k + 1, close), len(values) - 1))
-            return _Memory(point.clone(), vectors[:, :carried], values[: carried + 1])
-        # Ritz vectors beyond the start's number are what the residuals led to, and converge to
-        # nothing in particular. Vectors of the start that were not multiplied go on as they are.
-        used, count = result.num_started, start.vectors.shape[1]
-        beyond = start.known[count:]
-        floor = float(beyond[0]) if len(beyond) else -torch.inf
-        carried = max(self.k, int((values[:used] > floor).sum()))
-        rest, kept = _outside(vectors[:, :carried], start.vectors[:, used:], _LEFT)
-        return self._in_order(
-            point.clone(),
-            torch.cat([vectors[:, :carried], rest], dim=1),
-            torch.cat([values[:carried], start.known[used:count][kept]]),
-            beyond,
-        )
-
-    def _in_order(self, point: Tensor, vectors: Tensor, known: Tensor, beyond: Tensor) -> _Memory:
-        """A memory in order, and no larger than it may be; the first k stay the first."""
-        order = known[self.k :].argsort(descending=True, stable=True) + self.k
-        order = torch.cat([torch.arange(self.k), order])[: self.k + _MOST]
-        kept = vectors[:, order.to(vectors.device)]
-        return _Memory(point, kept, torch.cat([known[order], beyond]))
-
     def _start(self, memory: _Memory, memories: Sequence[_Memory]) -> Start:
-        """Where to begin: a memory, and what the other one knows that it lacks."""
-        count = memory.vectors.shape[1]
-        vectors, known = memory.vectors, memory.known[:count]
-        last = float(known[self.k - 1])
+        """Where to begin: at a memory, and with what the other one knows that it lacks."""
+        vectors, known = memory.vectors, memory.known
         for other in memories:
             if other is not memory:
-                theirs = other.known[: min(self.k, other.vectors.shape[1])]
-                large = theirs > _AS_LARGE * last
-                leading = other.vectors[:, : len(theirs)][:, large.to(vectors.device)]
-                extra, kept = _outside(vectors, leading, _MISSING)
+                count = min(self.k, other.vectors.shape[1])
+                large = other.known[:count] > _AS_LARGE * known[self.k - 1]
+                theirs = other.vectors[:, :count][:, large.to(vectors.device)]
+                extra = _outside(vectors, theirs, _MISSING)
                 vectors = torch.cat([vectors, extra], dim=1)
-                known = torch.cat([known, theirs[large][kept].clamp(max=last)])
-        whole = self._in_order(memory.theta, vectors, known, memory.known[count:])
-        # The second may rise where the first does not change, as in two blocks of a matrix.
-        beyond = whole.known[self.k : self.k + 1]
-        watched = self._count % _WATCHED == 0 or bool((beyond >= _CLOSE * last).any())
-        return Start(whole.vectors, whole.known, needed=self.k + watched)
+                # In the order of `known`, which the next one follows: a value for each vector.
+                at = memory.vectors.shape[1]
+                known = torch.cat(
+                    [known[:at], known[at - 1 : at].expand(extra.shape[1]), known[at:]]
+                )
+        return Start(vectors, known)
+
+    def _remember(self, run: int, point: Tensor, start: Start | None, result: EigenResult) -> None:
+        if result.status is EigenStatus.NOT_FINITE or result.subspace.shape[1] < self.k:
+            return
+        known = result.subspace_values
+        carried = self.k + 1
+        if len(known) > carried and known[carried] > _CLUSTER * known[self.k - 1]:
+            carried += 1
+        if start is not None:
+            # A Ritz value of a vector that was not in the start may be far below the eigenvalue.
+            new, older = start.vectors.shape[1], start.known
+            both = max(len(known), len(older))
+            found, before = (
+                torch.nn.functional.pad(values, (0, both - len(values)), value=-torch.inf)
+                for values in (known, older)
+            )
+            known = torch.cat([found[:new], torch.maximum(found, before)[new:]])
+        memory = _Memory(point.clone(), result.subspace[:, :carried], known)
+        self._memories[run] = [*self._memories[run][-1:], memory]
 
 
-def _outside(vectors: Tensor, others: Tensor, least: float) -> tuple[Tensor, Tensor]:
-    """Of other unit vectors what lies outside the span of orthonormal ones.
+def _outside(vectors: Tensor, others: Tensor, least: float) -> Tensor:
+    """Of other unit vectors what lies outside the span of orthonormal ones, normalised.
 
-    Returns:
-        The orthonormal columns, and which of the others they come from: those of which more than
-        ``least`` is left.
+    Those are left out of which no more than ``least`` is left.
     """
-    kept = torch.zeros(others.shape[1], dtype=torch.bool)
-    extra = vectors[:, :0]
-    for index in range(others.shape[1]):
-        basis, left = torch.cat([vectors, extra], dim=1), others[:, index]
-        for _ in range(2):
-            left = left - basis @ (basis.T @ left)
-        norm = float(left.norm())
-        if norm > least:
-            kept[index] = True
-            extra = torch.cat([extra, (left / norm)[:, None]], dim=1)
-    return extra, kept
+    left = others
+    for _ in range(2):
+        left = left - vectors @ (vectors.T @ left)
+    norms = torch.linalg.vector_norm(left, dim=0)
+    kept: Tensor = (left / norms)[:, norms > least]
+    return kept
+
+
+def _joined(start: Start | None, found: EigenResult) -> Start | None:
+    """A start joined with what a search from random vectors has found.
+
+    The larger of the two answers is right; joined, the next search returns it.
+    """
+    if found.status is EigenStatus.NOT_FINITE:
+        return start
+    vectors = [found.subspace] if start is None else [found.subspace, start.vectors]
+    return Start(torch.cat(vectors, dim=1), found.subspace_values)
 
 
 def _nearest(memories: list[_Memory], point: Tensor) -> _Memory | None:

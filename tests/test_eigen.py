@@ -196,51 +196,6 @@ def test_a_start_from_a_distant_operator_is_not_trusted(turned, status, which):
             result.eigenvalue()
 
 
-@pytest.mark.parametrize("which", ["largest_algebraic", "smallest_algebraic"])
-@pytest.mark.parametrize(("change", "multiplied"), [(0.1, 1), (0.4, 2), (1.2, 3)])
-def test_of_a_start_only_what_may_have_overtaken_is_multiplied(change, multiplied, which):
-    # In the eigenvectors' basis H is diagonal but for an entry that couples the first to a far one.
-    eigenvalues = torch.cat([torch.tensor([5.0, 4.7, 4, 2]), torch.linspace(0, 1, 56)]).double()
-    matrix = torch.diag(eigenvalues)
-    matrix[0, 40] = matrix[40, 0] = change
-    if which == "smallest_algebraic":
-        matrix, eigenvalues = -matrix, -eigenvalues
-    exact = torch.linalg.eigvalsh(matrix)[0 if which == "smallest_algebraic" else -1]
-    vectors = torch.eye(60, dtype=DOUBLE)[:, :3]
-    operator = SymmetricOperator.from_dense(matrix)
-    start = Start(vectors, eigenvalues[:4], needed=1)
-    result = lanczos(operator, start=start, which=which, accuracy=1e-3)
-    assert result.status is EigenStatus.CONVERGED
-    assert result.num_started == multiplied
-    assert result.eigenvalue() == pytest.approx(float(exact), rel=1e-3)
-    whole = lanczos(operator, start=Start(vectors, eigenvalues[:4]), which=which, accuracy=1e-3)
-    assert whole.num_started == 3
-    assert result.num_products <= whole.num_products
-
-
-def test_start_vectors_that_are_not_multiplied_correct_the_residual():
-    # The first eigenvector has turned into the second: one product shows that, and the second, on
-    # the correction, mends it; along the bare residual, which a far direction leads, three do.
-    eigenvalues = torch.cat([torch.tensor([5.0, 4.0]), torch.linspace(-2, 1, 58)]).double()
-    matrix = torch.diag(eigenvalues)
-    matrix[0, 1] = matrix[1, 0] = 0.1
-    matrix[0, 30:] = matrix[30:, 0] = 0.02
-    exact = float(torch.linalg.eigvalsh(matrix)[-1])
-    operator = SymmetricOperator.from_dense(matrix)
-    vectors = torch.eye(60, dtype=DOUBLE)
-    spent = [
-        lanczos(operator, start=start, accuracy=1e-5).num_products
-        for start in (
-            Start(vectors[:, :2], eigenvalues[:3], needed=1),
-            Start(vectors[:, :1], eigenvalues[1:2].new_tensor([5.0, -torch.inf]), needed=1),
-        )
-    ]
-    assert spent[0] < spent[1]
-    found = lanczos(operator, start=Start(vectors[:, :2], eigenvalues[:3], needed=1), accuracy=1e-5)
-    assert found.num_started == 1
-    assert found.eigenvalue() == pytest.approx(exact, rel=1e-5)
-
-
 def test_long_float32_vectors_in_lockstep_are_as_good_as_alone():
     # Entries that do not cancel, where sums taken one after another are worst.
     size = 400_000
