@@ -95,6 +95,17 @@ def test_checks_of_stored_runs_have_a_column_of_their_own(ledger):
     ]
 
 
+def test_a_claim_that_no_run_can_check_says_so(ledger):
+    claims = {number: ledger.read_claims()[number] for number in ("C33", "C35")}
+    said, overview, *_ = ledger._ledger(claims, {"C33": [], "C35": []}, lambda check: check.page)
+    assert said.astext().endswith("no page checks C33.")
+    _, *rows = overview.findall(nodes.row)
+    assert [[cell.astext() for cell in row.children[3:]] for row in rows] == [
+        ["not checked", "not checked"],
+        ["cited, not checked", "–"],
+    ]
+
+
 def test_experiments_without_a_stored_run_are_listed_with_their_command(ledger, tmp_path):
     (tmp_path / "fig4").mkdir()
     (tmp_path / "fig4" / "a.npz").touch()
@@ -116,7 +127,8 @@ def test_experiments_without_a_stored_run_are_listed_with_their_command(ledger, 
 
 def test_the_claims_are_complete_and_mistakes_are_refused(ledger, tmp_path):
     claims = ledger.read_claims()
-    assert list(claims) == [f"C{number}" for number in range(1, 34)]
+    assert list(claims) == [f"C{number}" for number in range(1, 36)]
+    assert [n for n, entry in claims.items() if "unchecked" in entry] == ["C34", "C35"]
     wrong = tmp_path / "claims.yml"
     wrong.write_text("C1: {claim: a, where: b, sure: [certain]}\n", encoding="utf-8")
     with pytest.raises(ExtensionError, match="C1 needs"):

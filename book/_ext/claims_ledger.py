@@ -92,10 +92,11 @@ def read_claims(path: Path = CLAIMS) -> dict[str, dict[str, Any]]:
     """
     claims: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
     for number, entry in claims.items():
-        if set(entry) != {"claim", "where", "sure"} or not set(entry["sure"]) <= set(SURE):
+        complete = set(entry) - {"unchecked"} == {"claim", "where", "sure"}
+        if not complete or not set(entry["sure"]) <= set(SURE):
             raise ExtensionError(
                 f"{path.name}: {number} needs 'claim', 'where' and 'sure', a list of "
-                f"{', '.join(SURE)}; got {entry}"
+                f"{', '.join(SURE)}; 'unchecked' says why no page can check it; got {entry}"
             )
     return claims
 
@@ -185,6 +186,10 @@ def fill(app: Sphinx, document: nodes.document, docname: str) -> None:
             raise ExtensionError(
                 f"{check.page} checks {check.claim}, which {CLAIMS.name} does not know: add it"
             )
+        if "unchecked" in claims[check.claim]:
+            raise ExtensionError(
+                f"{check.page} checks {check.claim}, of which {CLAIMS.name} says that nothing can"
+            )
     grouped = {number: [c for c in checks if c.claim == number] for number in claims}
 
     def link(check: Check) -> nodes.reference:
@@ -218,7 +223,8 @@ def _ledger(
         f"{len(checked)} claims, {total} checks on {pages} pages; "
         + (f"{failing} of them say that the claim does not hold there." if failing else "all hold.")
     ]
-    if missing := [number for number in claims if number not in checked]:
+    missing = [n for n, entry in claims.items() if n not in checked and "unchecked" not in entry]
+    if missing:
         words.append(f"Of our list, no page checks {', '.join(missing)}.")
     parts: list[nodes.Node] = [nodes.paragraph("", " ".join(words))]
     overview = [
@@ -226,8 +232,11 @@ def _ledger(
             _jump(number) if grouped[number] else number,
             entry["claim"],
             "; ".join([entry["where"], *(SURE[word] for word in entry["sure"])]),
-            _verdict([check for check in grouped[number] if not check.of_stored_runs]),
-            _verdict([check for check in grouped[number] if check.of_stored_runs]),
+            entry.get("unchecked")
+            or _verdict([check for check in grouped[number] if not check.of_stored_runs]),
+            "–"
+            if "unchecked" in entry
+            else _verdict([check for check in grouped[number] if check.of_stored_runs]),
         ]
         for number, entry in claims.items()
     ]
