@@ -911,6 +911,7 @@ function render({ model, el }) {
   /* The run in an address: its settings, the reader's changes of the step size, and how far it went. */
   const address = () => `#laboratory?${[snap.address, `at=${snap.record.steps - 1}`].filter(Boolean).join("&")}`;
 
+  let written = {}; // the address that was last given to the page, and as the browser spells it
   function remember() {
     const repeats = !given(); // weights that came from Python are not in the address
     $(".eos-export a").hidden = !repeats;
@@ -918,7 +919,10 @@ function render({ model, el }) {
     if (!repeats) return;
     $(".eos-export a").href = address();
     $(".eos-open a").href = PAGE + address();
-    if (get("linked") && touched) history.replaceState(null, "", address());
+    // browsers stop listening to a page that writes its address at every frame
+    if (!get("linked") || !touched || (written.own === address() && written.hash === location.hash)) return;
+    history.replaceState(null, "", address());
+    written = { own: address(), hash: location.hash };
   }
 
   function contents() { // JSON has no infinity: what was not measured is null

@@ -414,6 +414,27 @@ def test_a_link_repeats_the_run(shown: Any, open_page: Callable[..., Any], addre
 
 
 @browser_test
+def test_the_address_is_written_when_it_changes_only(shown: Any) -> None:
+    # Browsers stop listening to a page that writes its address at every frame.
+    step = int(run_to(shown, 100)["step"])
+    shown.evaluate("""() => {
+      self.written = 0;
+      const write = history.replaceState;
+      history.replaceState = (...given) => { self.written += 1; write.apply(history, given); };
+    }""")
+    box = shown.locator(".eos-main").bounding_box()
+    for part in range(1, 9):
+        shown.mouse.move(box["x"] + box["width"] * part / 9, box["y"] + 60)
+        settle(shown)
+    assert shown.evaluate("written") == 0
+    button(shown, "Step").click()
+    reach(shown, step + 1)
+    settle(shown)
+    assert shown.evaluate("written") == 1
+    assert f"at={step + 1}" in shown.evaluate("location.hash")
+
+
+@browser_test
 def test_an_address_that_describes_nothing_is_named(page: Any, address: str) -> None:
     visit(page, f"{address}#laboratory?stepSize=-1")
     assert "stepSize must be a number above 0" in page.get_by_role("alert").inner_text()
