@@ -103,6 +103,9 @@ function initialize({ model }) {
   if (model.get("_host") === "static" && !model.get("compact")) early.set(model, connect());
 }
 
+/* The curvature that an adaptive optimizer feels is another quantity than the sharpness. */
+const isAdaptive = ({ optimizer }) => ["adam", "rmsprop"].includes(optimizer);
+
 const say = (element, text) => { if (element.textContent !== text) element.textContent = text; };
 const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
 
@@ -200,7 +203,7 @@ function render({ model, el }) {
   let home = -1; // the preset that is shown, or −1
   let next = null; // a run that waits until the one in progress is there to be its shadow
   let session = 0, started = null, snap = null, initial = null, stepSize = 0, unit = 2, range = [0.01, 2], goal = 0;
-  let running = false, awaiting = false, stale = true, lastFrame = 0, owed = 0, axis = "steps", ghosts = [];
+  let running = false, awaiting = false, stepped = false, stale = true, lastFrame = 0, owed = 0, axis = "steps", ghosts = [];
   let theme = "light", paint = null, widths = new WeakMap(), shown = {}, fit = null, fitAge = 0, point = null;
   let cursor = null, place = null; // a step that the reader points at; where the curves are in the picture
   const name = () => `${id}-${session}`;
@@ -229,9 +232,9 @@ function render({ model, el }) {
     unit = new engine.Session({ task: "quadratic", optimizer, beta, beta1, stepSize: 1 }).threshold;
     stepSize = base.stepSize;
     for (const [at, lr] of base.changes) if (at < steps) stepSize = lr;
-    const adaptive = ["adam", "rmsprop"].includes(base.optimizer), lrs = [stepSize, ...base.changes.map((c) => c[1])];
-    range = [Math.min(adaptive ? 1e-5 : 0.01, ...lrs), Math.max(adaptive ? 0.1 : 2, ...lrs)];
-    [awaiting, cursor, stale] = [false, null, true];
+    const lrs = [stepSize, ...base.changes.map((c) => c[1])];
+    range = [Math.min(isAdaptive(base) ? 1e-5 : 0.01, ...lrs), Math.max(isAdaptive(base) ? 0.1 : 2, ...lrs)];
+    [awaiting, stepped, cursor, stale] = [false, false, null, true];
     goal = steps;
     delete root.dataset.step;
     send("start", { settings: base, recent: RECENT, initialPoint: weights, images: base.task === "digits" ? images() : undefined });
@@ -278,6 +281,10 @@ function render({ model, el }) {
       if (base.changes.length) stepSize = snap.stepSize; // what was planned, not what was chosen
       if (message.outputs) fit = message.outputs;
       if (snap.state === "diverged") halt();
+      if (stepped && snap.record.steps > goal) {
+        stepped = false;
+        if (live) send("weights");
+      }
       if (next && snap.record.steps > goal) {
         const { settings, steps } = next;
         next = null;
@@ -368,6 +375,7 @@ function render({ model, el }) {
   $(".eos-one").addEventListener("click", () => {
     if (running) halt();
     goal = Math.max(snap.record.steps - 1, 0) + 1;
+    stepped = true;
     send("step", { steps: 1 });
     schedule();
   });
@@ -431,10 +439,7 @@ function render({ model, el }) {
         if (!CLASSES.includes(wanted.task)) wanted.loss = "square";
       }
       if (wanted.task === "quadratic" || wanted.optimizer === "flow") wanted.batch = 0;
-      if (target.name === "optimizer") {
-        const adaptive = (o) => ["adam", "rmsprop"].includes(o);
-        if (adaptive(wanted.optimizer) !== adaptive(base.optimizer)) wanted.stepSize = adaptive(wanted.optimizer) ? 0.001 : 0.2;
-      }
+      if (isAdaptive(wanted) !== isAdaptive(base)) wanted.stepSize = isAdaptive(wanted) ? 0.001 : 0.2;
       checkSettings(wanted);
       if (running) halt();
       target.removeAttribute("aria-invalid");
@@ -461,15 +466,16 @@ function render({ model, el }) {
   }
 
   /* -- the network's fit: where it is asked for its outputs ----------------------------------- */
-  const CELLS = 28;
   function grid() {
     const task = started?.task;
     if (!task || base.task === "digits" || compact) return undefined;
     if (base.task === "chebyshev") return Float64Array.from({ length: 81 }, (_, i) => -1 + i / 40);
     if (base.task === "linear") return task.inputs;
-    return Float64Array.from({ length: 2 * CELLS * CELLS }, (_, i) => {
+    // as long as it is asked the worker answers nothing else: a large network in fewer places
+    const side = clamp(Math.floor(Math.sqrt(4e6 / started.parameters)), 8, 28);
+    return Float64Array.from({ length: 2 * side * side }, (_, i) => {
       const cell = i >> 1;
-      return (((i % 2 ? CELLS - 1 - Math.floor(cell / CELLS) : cell % CELLS) + 0.5) / CELLS) * 2.6 - 1.3;
+      return (((i % 2 ? side - 1 - Math.floor(cell / side) : cell % side) + 0.5) / side) * 2.6 - 1.3;
     });
   }
 
@@ -516,8 +522,12 @@ function render({ model, el }) {
   }
 
   /* The step sizes of a run as [step, time, η], from its settings: exact, unlike its envelope. */
+  const planned = new Map(); // by address: a reader's hand makes thousands of changes
   function phases({ address }) {
+    if (planned.has(address)) return planned.get(address);
+    if (planned.size > 2 * GHOSTS) planned.clear();
     const { stepSize: first, changes } = engine.decodeSettings(address), list = [[0, 0, first]];
+    planned.set(address, list);
     for (const [step, lr] of changes) {
       const [before, time, old] = list.at(-1);
       if (step === before) list.pop();
@@ -536,6 +546,8 @@ function render({ model, el }) {
     return [low, high];
   };
 
+  const comparable = (ghost) => isAdaptive(ghost.base) === isAdaptive(base);
+
   /* Ranges that move seldom, so that the reader sees the run move and not the axes. */
   function ranges(runs, limit) {
     const end = Math.max(...runs.map(({ record }) => across(record, record.low.loss.length - 1)));
@@ -546,9 +558,9 @@ function render({ model, el }) {
     const start = Math.max(...runs.map(({ record }) => record.low.loss[0]).filter((v) => v < Infinity), 1e-300);
     const top = 10 ** Math.ceil(Math.log10(Math.min(high > 0 ? high : 1, 1e3 * start) * 1.05));
     const loss = { log: true, high: top, low: Math.max(10 ** Math.floor(Math.log10(Math.min(low, top / 10))), top * 1e-12) };
-    const thresholds = runs.filter((one) => Number.isFinite(one.threshold)).map((one) => one.threshold);
-    if (Number.isFinite(limit)) thresholds.push(limit);
-    const sharpest = extremes(runs, "eigenvalue1")[1], cap = thresholds.length ? 3 * Math.max(...thresholds) : Infinity;
+    const alike = [...ghosts.filter(comparable), snap];
+    const thresholds = [...alike.map((one) => one.threshold), limit].filter(Number.isFinite);
+    const sharpest = extremes(alike, "eigenvalue1")[1], cap = thresholds.length ? 3 * Math.max(...thresholds) : Infinity;
     const need = 1.12 * Math.max(Math.min(sharpest > 0 ? sharpest : 1, cap), ...thresholds);
     if (!(shown.high >= need && shown.high < 2.5 * need)) shown.high = 1.15 * need;
     return { x: { low: 0, high: shown.x }, loss, sharpness: { low: 0, high: shown.high } };
@@ -598,6 +610,20 @@ function render({ model, el }) {
       ? paint.ink : color(list[k][2]), line, look));
   }
 
+  /* Where a curve leaves the picture at the top: a mark at its highest point, which says how high. */
+  function beyond(context, { left, right, top, x }, run, channel, end) {
+    const { record } = run, highest = record.high[channel].reduce((a, v) => Math.max(a, v), -Infinity);
+    if (!(highest > end)) return;
+    const px = x(across(record, record.high[channel].indexOf(highest))), room = px + 70 < right;
+    const ink = (run.base ?? base).optimizer === "flow" ? paint.ink : color(run.stepSize);
+    Object.assign(context, { fillStyle: ink, globalAlpha: run === snap ? 1 : 0.5 });
+    context.beginPath();
+    for (const [dx, dy] of [[0, 0], [5, 8], [-5, 8]]) context.lineTo(px + dx, top + dy);
+    context.fill();
+    context.globalAlpha = 1;
+    if (run === snap) label(context, `up to ${number(highest)}`, clamp(px + (room ? 8 : -8), left, right), top + 10, { align: room ? "left" : "right" });
+  }
+
   function drawMain() {
     const canvas = $(".eos-main canvas"), tall = compact ? 118 : paint.width < 600 ? 150 : 190;
     const { context, width } = surface(canvas, 2 * tall + 100);
@@ -623,11 +649,10 @@ function render({ model, el }) {
       context.restore();
     };
     const faint = (ghost) => ({ alpha: ghost.base.optimizer === "flow" ? 0.7 : 0.35 });
-    const preconditioned = ["adam", "rmsprop"].includes(base.optimizer);
     const loss = base.task === "quadratic" ? "loss (½ Σ aᵢθᵢ²)"
       : `train loss (${base.loss === "square" ? "½ mean squared error" : "cross-entropy"})`;
     axesOn(context, upper, `${loss}, log scale`);
-    axesOn(context, lower, preconditioned ? "preconditioned sharpness" : "sharpness",
+    axesOn(context, lower, isAdaptive(base) ? "preconditioned sharpness" : "sharpness",
       axis === "steps" ? "step" : usesStep() ? "time = sum of step sizes" : "time");
     clip(upper, () => {
       for (const ghost of ghosts) curve(context, upper, ghost, "loss", faint(ghost));
@@ -640,7 +665,7 @@ function render({ model, el }) {
         context.fillRect(left, top, right - left, y(limit) - top);
         context.globalAlpha = 1;
       }
-      for (const ghost of ghosts) {
+      for (const ghost of ghosts.filter(comparable)) {
         if (Number.isFinite(ghost.threshold)) {
           stroke(context, color(ghost.stepSize), [[[left, y(ghost.threshold)], [right, y(ghost.threshold)]]], { dash: [5, 4], alpha: 0.45 });
         }
@@ -659,7 +684,7 @@ function render({ model, el }) {
       curve(context, lower, snap, "eigenvalue1");
     });
     if (Number.isFinite(limit)) tag(`${symbol()} = ${number(limit)}`, y(limit), { style: color(stepSize) });
-    for (const ghost of ghosts) {
+    for (const ghost of ghosts.filter(comparable)) {
       const { base: { optimizer }, record, threshold: was } = ghost;
       if (optimizer === "flow") {
         const end = x(across(record, record.low.loss.length - 1)), level = y(record.high.eigenvalue1.at(-1));
@@ -672,6 +697,9 @@ function render({ model, el }) {
     if (snap.twin) {
       label(context, snap.twin.state === "diverged" ? `quadratic diverged at step ${snap.twin.step}` : "quadratic, dashed",
         right - 4, upper.top + 14, { align: "right", style: paint.ink });
+    }
+    for (const [panel, channel, end, alike] of [[upper, "loss", range.loss.high, ghosts], [lower, "eigenvalue1", range.sharpness.high, ghosts.filter(comparable)]]) {
+      for (const run of [...alike, snap]) beyond(context, panel, run, channel, end);
     }
     if (cursor === null) return;
     const here = x(across(snap.record, bucketAt(cursor)));
@@ -817,14 +845,17 @@ function render({ model, el }) {
       if (fit) dots(context, [...fit].map((v, i) => [at(task.targets[i]), y(v)]), 0);
     } else {
       text = `decision regions: ${share}`;
-      const size = CELLS * Math.floor(Math.min(width, height) / CELLS), at = (v) => (v + 1.3) / 2.6 * size, cell = size / CELLS;
+      const side = fit ? Math.sqrt(fit.length / 2) : 1, size = Math.min(width, height), cell = size / side;
+      const at = (v) => (v + 1.3) / 2.6 * size;
       const kinds = [color(range[0]), color(range[1])];
       context.globalAlpha = 0.3;
       for (const second of fit ? [0, 1] : []) {
         context.fillStyle = kinds[second];
-        for (let c = 0; c < CELLS * CELLS; c++) {
+        for (let c = 0; c < side * side; c++) {
           if (fit[2 * c] > fit[2 * c + 1] === Boolean(second)) continue;
-          context.fillRect((c % CELLS) * cell, Math.floor(c / CELLS) * cell, cell, cell);
+          const [from, to] = [c % side, (c % side) + 1].map((i) => Math.round(i * cell)); // whole pixels leave no seams
+          const [upper, lower] = [Math.floor(c / side), Math.floor(c / side) + 1].map((i) => Math.round(i * cell));
+          context.fillRect(from, upper, to - from, lower - upper);
         }
       }
       context.globalAlpha = 1;
@@ -956,21 +987,24 @@ function render({ model, el }) {
 
   function lines() {
     const { changes, stepSize: first, ...s } = engine.decodeSettings(snap.address), steps = snap.record.steps - 1;
-    const rule = { gd: "GradientDescent", polyak: "Polyak", nesterov: "Nesterov" }[s.optimizer];
-    const past = phases(snap).filter(([step]) => step < steps), cannot = s.task === "quadratic" ? "this task" : !rule
-      ? `the optimizer ${CHOICES.optimizer[s.optimizer]}` : s.batch ? "mini-batches" : past.length > 1 && s.optimizer !== "gd"
-        ? "a step size that changes under momentum" : steps < 1 ? "a run of no steps" : "";
+    const rule = { gd: "GradientDescent", polyak: "Polyak", nesterov: "Nesterov" }[s.optimizer], flow = s.optimizer === "flow";
+    const cannot = s.task === "quadratic" ? "this task" : !rule && !flow ? `the optimizer ${CHOICES.optimizer[s.optimizer]}`
+      : steps < 1 ? "a run of no steps" : "";
     if (cannot) return `# eoslib's train has no counterpart of ${cannot}; the saved data hold the run`;
     const { task } = started, sizes = [task.numInputs, ...s.hidden, task.numOutputs];
     const act = { tanh: "Tanh", relu: "ReLU", gelu: "GELU", softplus: "Softplus", linear: "Identity" }[s.activation];
     const layers = sizes.slice(1).map((n, l) => `    nn.Linear(${sizes[l]}, ${n}${s.bias === "yes" ? "" : ", bias=False"}),`)
       .join(`\n    nn.${act}(),\n`);
-    const plan = past.map(([step, , lr], k) => `(${lr}, ${(past[k + 1]?.[0] ?? steps) - step})`);
-    const beta = rule === "GradientDescent" ? "lr" : `lr, ${s.beta}`;
+    const past = changes.filter(([step]) => step < steps).map(([step, lr]) => `(${step}, ${lr})`);
+    const made = `${rule}(${s.optimizer === "gd" ? first : `${first}, ${s.beta}`})`;
+    const several = s.eigenvalues > 1 ? `,\n    sharpness=SharpnessTracker(objective, ${s.eigenvalues})` : "";
+    const batches = s.batch ? `,\n    batches=Minibatches(${s.batch}),  # drawn by another generator than the page's` : "";
+    const names = [...(flow ? ["gradient_flow"] : [rule, "every", "train"]), "Objective", ...(past.length ? ["StepSizeChanges"] : []),
+      ...(s.batch ? ["Minibatches"] : []), ...(several ? ["SharpnessTracker"] : [])].sort();
     return `import json
 
 import torch
-from eoslib import ${rule}, Objective, every, train
+from eoslib import ${names.join(", ")}
 from torch import nn
 
 with open("laboratory.json") as file:  # from “Save data, JSON”
@@ -983,14 +1017,22 @@ inputs, targets, theta = (
     for name in ("inputs", "targets", "initialPoint")
 )
 objective = Objective(model, inputs, targets, "${s.loss}", dtype="float64")
-runs = []
-for lr, steps in [${plan.join(", ")}]:
-    rule = ${rule}(${beta})
-    runs.append(
-        train(objective, rule, num_steps=steps, theta=theta, sharpness_schedule=every(${s.measureEvery}))
-    )
-    theta = torch.from_numpy(runs[-1].final_point)
-`;
+` + (flow ? `run = gradient_flow(
+    objective,
+    duration=${snap.time},
+    tick=${snap.time} / ${steps},
+    alpha=${s.flowStep},
+    theta=theta${several}
+)
+` : `rule = ${past.length ? `StepSizeChanges(${made}, [${past.join(", ")}])` : made}
+run = train(
+    objective,
+    rule,
+    num_steps=${steps},
+    theta=theta,
+    sharpness_schedule=every(${s.measureEvery})${several}${batches}
+)
+`);
   }
   $(".eos-lines").addEventListener("toggle", () => { stale = true; schedule(); });
 

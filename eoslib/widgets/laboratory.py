@@ -96,11 +96,38 @@ PRESETS: dict[str, dict[str, Any]] = {
         "settings": {**_SMALL, "stepSize": 0.2, "twinAt": 380},
         "warm": 370,
     },
+    "relu": {
+        "name": "Kinks: ReLU",
+        "text": "A ReLU network is piecewise linear in each of its weights, so its loss is a bowl "
+        "on every piece, with kinks between. Will the sharpness rise, and know its line?",
+        "settings": {**_SMALL, "activation": "relu", "stepSize": 0.2},
+    },
+    "deep_linear": {
+        "name": "A deep linear network",
+        "text": "Five matrices in a row and no activation: whatever it learns is a linear map. Is "
+        "the product enough for the sharpness to rise, and to stop at 2/η = 16.7?",
+        "settings": {
+            "task": "linear",
+            "points": 50,
+            "hidden": [10, 10, 10, 10],
+            "activation": "linear",
+            "bias": "no",
+            "init": "pytorch",
+            "stepSize": 0.12,
+        },
+        "speed": 60,
+    },
     "momentum": {
         "name": "Momentum",
         "text": "On a quadratic, Polyak momentum with β = 0.5 is stable up to 3/η = 15 instead of "
         "10. Does a network care? Change β in the settings below, and the line moves.",
         "settings": {**_SMALL, "optimizer": "polyak", "beta": 0.5, "stepSize": 0.2},
+    },
+    "nesterov": {
+        "name": "Nesterov momentum",
+        "text": "The same β, half the step size. Nesterov's line is at 3/(2η) = 15: it lies below "
+        "the 2/η = 20 of gradient descent. Which of the two will the sharpness find?",
+        "settings": {**_SMALL, "optimizer": "nesterov", "beta": 0.5, "stepSize": 0.1},
     },
     "adam": {
         "name": "Adam",

@@ -1,7 +1,6 @@
-/* The laboratory's engine: trains small networks and measures the sharpness of their loss.
+/* The laboratory's engine: the mathematics of the Python library, for a page without a kernel.
 
-   The mathematics of the Python library, for a page without a kernel. Data flows one way:
-   settings → task → objective → optimizer → session → record → view.
+   Data flows one way: settings → task → objective → optimizer → session → record → view.
 
    One function holds everything, because a page opened from a file can only start a classic
    worker, from text: `workerSource()` is that text, `laboratoryEngine()` the engine itself.
@@ -219,7 +218,7 @@ function addProduct(C, c, cRow, cColumn, A, a, aRow, aColumn, B, b, bRow, bColum
   }
 }
 
-/* Plane rotation of the entries at p, p + step, … and q, q + step, …. */
+/* Plane rotation of the entries at p, p + step, … and q, …. */
 function rotate(values, p, q, step, count, c, s) {
   for (let i = 0; i < count; i++, p += step, q += step) {
     const x = values[p], y = values[q];
@@ -229,7 +228,7 @@ function rotate(values, p, q, step, count, c, s) {
 }
 
 /* All eigenpairs of a small symmetric matrix by Jacobi's rotations. `matrix` (row length
-   `stride`) is destroyed; row j of `vectors` becomes the eigenvector of values[j], descending. */
+   `stride`) is destroyed; row j of `vectors` belongs to values[j], descending. */
 function symmetricEigen(matrix, stride, size, values, vectors) {
   for (let i = 0; i < size; i++) {
     vectors.fill(0, i * stride, i * stride + size);
@@ -266,10 +265,10 @@ function symmetricEigen(matrix, stride, size, values, vectors) {
 
 // ---- objectives ----
 
-/* An objective has `size` (P), `evaluate(point, gradient)`, which returns the loss and fills the
+/* An objective has `size` (P), `evaluate(point, gradient)`, which gives the loss and fills the
    gradient, and `hessianProduct(vector, result)` at the point last evaluated. */
 
-/* From z to φ(z) in place, `slope` = φ'(z), `bend` = φ''(z). */
+/* z becomes φ(z) in place, `slope` φ'(z), `bend` φ''(z). */
 const ACTIVATIONS = {
   tanh(value, slope, bend) {
     for (let i = 0; i < value.length; i++) {
@@ -476,7 +475,7 @@ class Network {
     }
   }
 
-  /* Share of the examples whose largest output is at the label's place, at the last point. */
+  /* Share of the examples whose largest output is the label's, at the last point. */
   accuracy() {
     const { targets, count: n } = this, outputs = this.last.output;
     let right = 0;
@@ -672,13 +671,18 @@ class EigenTracker {
     Object.assign(this, { solves: 0, found: 0, products: 0, filled: 0, converged: false });
   }
 
-  /* Solve for the operator v ↦ Hv, given as multiply(v, result); yields after every product.
-     Then `converged`, `values` and `vectors` hold the answer. */
+  /* Solve for the operator v ↦ Hv, given as multiply(v, result); yields between products and
+     passes over the basis. Then `converged`, `values` and `vectors` hold the answer. */
   *solve(multiply) {
     const cold = this.solves++ % this.coldEvery === 0 && this.carried < this.size;
     const last = this.products + this.limit;
     let start = [this.spare, this.vectors, this.older][Math.min(this.found, 2)];
-    if (!this.found) for (const vector of start) this.random.fillGaussian(vector);
+    if (!this.found) {
+      for (const vector of start) {
+        this.random.fillGaussian(vector);
+        yield;
+      }
+    }
     if (this.found > 1) start = start.concat(this.vectors.filter((vector) => this.isNew(vector)));
     for (let pair = 0, searched = 0; pair >= 0;) {
       if (cold) this.random.fillGaussian(this.residuals[0]);
@@ -686,7 +690,7 @@ class EigenTracker {
         if (this.filled < this.size && !(yield* this.extend(vector, multiply))) return;
       }
       for (;;) {
-        this.project();
+        yield* this.project();
         pair = this.firstOpen();
         this.converged = pair < 0 || pair >= this.count;
         if (pair < 0 && cold) pair = this.searchPair(++searched);
@@ -694,7 +698,7 @@ class EigenTracker {
         if (pair < 0 || this.filled === this.capacity) break;
         if (!(yield* this.extend(this.residuals[pair], multiply))) return;
       }
-      this.keep();
+      yield* this.keep();
       start = this.spare;
       this.filled = 0;
     }
@@ -724,7 +728,9 @@ class EigenTracker {
       else this.random.fillGaussian(row); // it lay in the span
     }
     for (let i = 0; i < m; i++) addScaled(row, -dot(basis[i], row), basis[i]);
+    yield;
     multiply(row, image);
+    yield;
     this.products += 1;
     let finite = true;
     for (let i = 0; i <= m; i++) {
@@ -732,14 +738,13 @@ class EigenTracker {
       this.projected[i * capacity + m] = entry;
       finite &&= Number.isFinite(entry);
     }
-    yield;
     this.filled = finite ? m + 1 : 0;
     if (!finite) [this.found, this.converged] = [0, false];
     return finite;
   }
 
   /* Ritz values and coefficients, and the residuals of the leading pairs. */
-  project() {
+  *project() {
     const { filled: m, capacity, values, coefficients } = this;
     this.work.set(this.projected);
     symmetricEigen(this.work, capacity, m, values, coefficients);
@@ -752,6 +757,7 @@ class EigenTracker {
         for (let p = 0; p < this.size; p++) residual[p] += y * (image[p] - values[j] * row[p]);
       }
       this.norms[j] = Math.sqrt(dot(residual, residual));
+      yield;
     }
   }
 
@@ -793,8 +799,8 @@ class EigenTracker {
   }
 
   /* Put the leading Ritz vectors into `spare`, with the signs that continue `vectors`. */
-  keep() {
-    this.spare.forEach((vector, j) => {
+  *keep() {
+    for (const [j, vector] of this.spare.entries()) {
       vector.fill(0);
       for (let i = 0; i < this.filled; i++) {
         addScaled(vector, this.coefficients[j * this.capacity + i], this.basis[i]);
@@ -805,15 +811,16 @@ class EigenTracker {
         if (Math.abs(candidate) > Math.abs(overlap)) overlap = candidate;
       }
       if (overlap < 0) scale(vector, -1);
-    });
+      yield;
+    }
   }
 }
 
 // ---- the record ----
 
-/* A run of any length in bounded memory. Consecutive steps share a bucket, which keeps the lowest
-   and the highest value of every channel; when the buckets are full, neighbours are joined. So no
-   spike is lost. Beside it, the last `length` steps exactly. What was not measured is ∞ in a step
+/* A run of any length in bounded memory. Consecutive steps share a bucket with the lowest and the
+   highest value of every channel; when the buckets are full, neighbours are joined. So no spike
+   is lost. Beside it, the last `length` steps exactly. What was not measured is ∞ in a step
    and an empty interval (low ∞, high −∞) in a bucket. */
 class RunRecord {
   constructor(channels, length, capacity = 1024) {
@@ -876,7 +883,7 @@ function makeTask(count, numInputs, numOutputs, fill, classification = false) {
   return { count, numInputs, numOutputs, inputs, targets, classification };
 }
 
-/* Points in the plane, of two classes by turns. */
+/* Points in the plane, two classes by turns. */
 function planarTask({ points, noise, dataSeed }, place) {
   const random = new Random(dataSeed, STREAM.data);
   return makeTask(points, 2, 2, (i, x, y) => {
@@ -968,7 +975,7 @@ const list = (fallback, expected, least, most, item) => ({
 const isStepSize = (x) => Number.isFinite(x) && x > 0;
 const isShare = (x) => x >= 0 && x < 1;
 
-/* Every setting with what it may be; all together repeat a run. */
+/* Every setting and what it may be; together they repeat a run. */
 const SETTINGS = {
   task: choice("chebyshev", ...Object.keys(TASKS), "quadratic"),
   points: whole(20, 2, 5000), // examples
@@ -1005,7 +1012,9 @@ const SETTINGS = {
   twinAt: whole(-1, -1, 1e9), // the step at which the quadratic twin starts; −1: never
 };
 
-const MOST_WORK = 1e7; // (weights + 8 units) × examples; a product then takes some 50 ms
+/* (weights + 8 units) × examples, at least 40: eigenvectors cost as much. A product then takes
+   some 30 ms. */
+const MOST_WORK = 4e6;
 
 function refuse(name, value, expected) {
   throw new Error(`${name} must be ${expected}, got ${JSON.stringify(value)}`);
@@ -1041,7 +1050,7 @@ function checkSettings(given = {}) {
   return settings;
 }
 
-/* Settings for a page's address: `hidden=40,40&stepSize=0.1`, defaults left out. */
+/* For a page's address: `hidden=40,40&stepSize=0.1`, defaults left out. */
 function encodeSettings(settings) {
   const checked = checkSettings(settings);
   return Object.entries(SETTINGS)
@@ -1096,7 +1105,7 @@ class Session {
     if (this.task) {
       const sizes = [this.task.numInputs, ...hidden, this.task.numOutputs];
       const work = sizes.slice(1).reduce((sum, fanOut, l) => sum + (sizes[l] + 8) * fanOut, 0);
-      if (work * this.task.count > MOST_WORK) {
+      if (work * Math.max(this.task.count, 40) > MOST_WORK) {
         throw new Error(`layers of ${sizes.join(", ")} units with ${this.task.count} examples are`
           + " more than a page can train; take fewer units or points");
       }
@@ -1138,7 +1147,7 @@ class Session {
   }
 
   /* Go on for so many steps or milliseconds, whichever ends first; the first call begins by
-     measuring step 0, and what time cut short in the middle of a step the next call finishes.
+     measuring step 0, and the next one finishes a step that time cut short.
      Returns the number of steps. */
   advance({ steps = Infinity, milliseconds = Infinity }) {
     const { record } = this, before = Math.max(record.steps, 1);
@@ -1177,7 +1186,7 @@ class Session {
     return outputs.map((_, i) => outputs[(i % numOutputs) * count + Math.floor(i / numOutputs)]);
   }
 
-  /* What a view needs for a frame, in fresh arrays whose size does not grow with the run. */
+  /* What a view needs for a frame, in fresh arrays that do not grow with the run. */
   snapshot() {
     const { state, message, step, time, unconverged, threshold, twin } = this;
     return {
@@ -1190,7 +1199,7 @@ class Session {
     };
   }
 
-  /* -- the work, in pieces no longer than a gradient or a product -- */
+  /* -- the work, in pieces no longer than a gradient or a product: pausing waits for one -- */
 
   *run() {
     for (;;) {
@@ -1216,6 +1225,7 @@ class Session {
     values[c++] = this.time;
     values[c++] = loss;
     values[c++] = this.threshold;
+    yield;
     if (this.batchNetwork) this.evaluateBatch();
     optimizer.observe(this.batchGradient);
     yield;
@@ -1234,14 +1244,18 @@ class Session {
     }
     c += 2 * eigenvalues;
     if (this.task?.classification) values[c++] = objective.accuracy();
+    yield;
     if (this.twin?.state === "training") values[c] = this.measureTwin();
     this.record.push(values);
   }
 
   *update() {
     const { settings, optimizer, point, step } = this;
+    if (settings.twinAt === step) {
+      this.makeTwin();
+      yield;
+    }
     for (const [at, stepSize] of settings.changes) if (at === step) optimizer.stepSize = stepSize;
-    if (settings.twinAt === step) this.makeTwin();
     this.step += 1;
     if (this.twin) {
       this.twin.optimizer.stepSize = optimizer.stepSize;
@@ -1336,8 +1350,8 @@ class Session {
 
 const SLICE = 12; // milliseconds of work between two looks at the messages
 
-/* Serve sessions to a page. Every message, either way, carries `session`, a name of the page's
-   choice; sessions that run share the worker's time.
+/* Serve sessions to a page. Every message carries `session`, a name of the page's choice;
+   sessions that run share the worker's time.
 
        { type: "start", settings, images, initialPoint, recent }  → "started" with the task's data
        { type: "run" }, { type: "pause" }, { type: "stop" }

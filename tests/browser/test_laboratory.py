@@ -13,9 +13,9 @@ import pytest
 
 pytest.importorskip("anywidget")
 
-from eoslib import GradientDescent, Objective, build, chebyshev, every, train
+from eoslib import GradientDescent, Objective, Run, build, chebyshev, every, train
 from eoslib.widgets.laboratory import PRESETS, Laboratory
-from tests.browser.widget_page import settle, write_page
+from tests.browser.widget_page import served, settle, write_page
 
 browser_test = pytest.mark.browser
 
@@ -275,6 +275,9 @@ def middle(data: dict[str, Any], first: int, last: int) -> float:
     [
         ("edge", 2000, 1200, 0.95, 1.1),
         ("momentum", 2200, 1400, 0.9, 1.1),
+        ("nesterov", 2200, 1400, 0.9, 1.1),
+        ("relu", 2200, 1400, 0.9, 1.1),
+        ("deep_linear", 500, 100, 0.95, 1.1),
         ("adam", 2200, 1400, 0.85, 1.1),
         ("digits", 180, 60, 0.85, 1.2),
         ("batches", 2400, 1600, 0.4, 0.8),
@@ -488,31 +491,69 @@ def library_lines(page: Any) -> str:
     return str(page.locator(".eos-lines pre").inner_text())
 
 
+def run_lines(page: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Any]:
+    """The run that the lines for the library make, and the page's data."""
+    code, data = library_lines(page), recorded(page)
+    (folder / "laboratory.json").write_text(json.dumps(data))
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    run = names["run"]
+    assert isinstance(run, Run)
+    return run, data
+
+
 @browser_test
+@pytest.mark.parametrize("optimizer", ["gd", "polyak", "nesterov"])
 def test_the_lines_for_the_library_repeat_the_run(
-    shown: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shown: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
+    shown.locator(".eos-settings summary").click()
+    set_field(shown, "optimizer", optimizer)
+    set_field(shown, "eigenvalues", "2")
     button(shown, "Step").click()
     reach(shown, 1)
     run_to(shown, 30, speed="60")
     slider(shown).press("PageDown")
     run_to(shown, 60, speed="60")
-    code = library_lines(shown)
-    data = recorded(shown)
-    (tmp_path / "laboratory.json").write_text(json.dumps(data))
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(code, names)
-    first, second = names["runs"]
-    assert first.lr == 0.2
-    assert second.lr < first.lr
-    losses = [*first["loss"].values[:-1], *second["loss"].values]
-    np.testing.assert_allclose(data["low"]["loss"], losses, rtol=1e-7)
-    np.testing.assert_allclose(
-        data["low"]["eigenvalue1"][: first.outcome.step],
-        first.sharpness.values[:-1],
-        rtol=3e-3,
-    )
+    run, data = run_lines(shown, tmp_path, monkeypatch)
+    assert run.settings["optimizer"] == optimizer
+    ((_, smaller),) = run.settings["lr_changes"]
+    assert smaller < run.lr == 0.2
+    np.testing.assert_allclose(data["low"]["loss"], run["loss"].values, rtol=1e-7)
+    for j in (0, 1):
+        np.testing.assert_allclose(
+            data["low"][f"eigenvalue{j + 1}"], run["eigenvalues"].values[:, j], rtol=3e-3
+        )
+
+
+@browser_test
+def test_the_lines_for_gradient_flow_follow_it(
+    shown: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(shown, "flow")
+    reach(shown, 0)
+    run_to(shown, 60, speed="60")
+    run, data = run_lines(shown, tmp_path, monkeypatch)
+    times = data["low"]["time"]
+    assert run.outcome.step * run.time_per_step == pytest.approx(times[-1])
+    for name, own in (("loss", "loss"), ("sharpness", "eigenvalue1")):
+        values = np.interp(times, run[name].steps * run.time_per_step, run[name].values)
+        np.testing.assert_allclose(data["low"][own], values, rtol=0.02)
+
+
+@browser_test
+def test_the_lines_for_mini_batches_run(
+    shown: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(shown, "batches")
+    reach(shown, 0)
+    run_to(shown, 60, speed="60")
+    run, data = run_lines(shown, tmp_path, monkeypatch)
+    assert run.settings["batch_size"] == 2
+    assert run.outcome.step == data["steps"]
+    # other batches, from the same weights
+    assert run["loss"].values[0] == pytest.approx(data["low"]["loss"][0])
 
 
 @browser_test
@@ -803,6 +844,46 @@ def test_settings_that_python_assigns_reach_the_page(page: Any) -> None:
 
 
 @browser_test
+def test_a_single_step_reaches_python_as_a_pause_does(page: Any) -> None:
+    laboratory = Laboratory(settings={"degree": 3, "hidden": [8], "stepSize": 0.1})
+    names = ("title", "preset", "settings", "presets", "colors", "compact", "linked")
+    page.goto("about:blank")
+    page.set_content("<!doctype html><title>test</title>")
+    page.evaluate(
+        LIVE_MODEL, [laboratory._esm, {name: getattr(laboratory, name) for name in names}]
+    )
+    reach(page, 0)
+    for step in (1, 2):
+        button(page, "Step").click()
+        page.wait_for_function("(step) => model.get('result')?.steps === step", arg=step)
+        # weights, initial weights, then low and high of every channel, of steps 0 to `step`
+        size = page.evaluate("model.get('numbers').byteLength / 8")
+        channels = page.evaluate("model.get('result').channels.length")
+        assert size == 2 * 25 + 2 * channels * (step + 1)
+    assert page.problems == []
+
+
+@browser_test
+def test_a_served_page_runs_as_a_file_does(open_page: Callable[..., Any], tmp_path: Path) -> None:
+    write_page(tmp_path / "page.html", Laboratory(linked=True))
+    with served(tmp_path) as address:
+        page = open_page(allow=(address,))
+        visit(page, f"{address}/page.html")
+        now = run_to(page, 400)
+        assert now["state"] == "training"
+        losses = recorded(page)["low"]["loss"][:400]
+        again = open_page(allow=(address,))
+        visit(again, f"{address}/page.html{now['link']}")
+        reach(again, 400)
+        assert recorded(again)["low"]["loss"][:400] == losses, "bit for bit"
+        assert page.problems == again.problems == page.blocked == again.blocked == []
+    from_file = open_page()
+    visit(from_file, (tmp_path / "page.html").as_uri() + now["link"])
+    reach(from_file, 400)
+    assert recorded(from_file)["low"]["loss"][:400] == losses
+
+
+@browser_test
 def test_a_run_of_python_is_drawn_and_repeated(page: Any, tmp_path: Path) -> None:
     network = build("fc-tanh", 1, 1, widths=(8,), init="lecun", seed=3)
     objective = Objective.from_dataset(network, chebyshev(3, 12), dtype="float64")
@@ -937,4 +1018,37 @@ def test_a_paused_run_is_a_run_of_the_library(run_in_lab: Callable[[str, str], A
     now = at_rest(page)
     count = int(now["step"])
     page.get_by_text(f"{count} {count + 1} 25").wait_for()
+    assert page.blocked == []
+
+
+FROM_RUN_CELL = """
+from eoslib import Experiment, run_experiment
+from eoslib.widgets.laboratory import Laboratory
+
+run = run_experiment(Experiment(
+    dataset="chebyshev-3-12", architecture="fc-tanh", architecture_options={"widths": [8]},
+    lr=0.1, num_steps=60, dtype="float64",
+))
+laboratory = Laboratory.from_run(run, title="before")
+def tell(change):
+    again, count = laboratory.run, min(50, laboratory.run.outcome.step)
+    error = abs(again["loss"].values[:count] / run["loss"].values[:count] - 1).max()
+    laboratory.title = f"{count} steps within {error:.0e}"
+laboratory.observe(tell, "result")
+laboratory
+"""
+
+
+@pytest.mark.lab
+def test_a_run_of_the_library_is_repeated_in_a_notebook(
+    run_in_lab: Callable[[str, str], Any],
+) -> None:
+    page = run_in_lab(FROM_RUN_CELL, f"{ROOT}[data-step]")
+    assert page.get_by_role("button", name="Forget earlier runs").is_enabled(), "it is a shadow"
+    page.locator(".eos-go").click()
+    reach(page, 60)
+    page.locator(".eos-go").click()
+    title = page.get_by_text("50 steps within")
+    title.wait_for()
+    assert float(title.inner_text().split()[-1]) < 1e-3
     assert page.blocked == []

@@ -6,14 +6,12 @@ console has nothing to report.
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Callable, Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from tests.browser.widget_page import served
 from tests.built import book
 
 pytestmark = pytest.mark.browser
@@ -60,24 +58,12 @@ PAPER = """(image) => {
 }"""
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
-    """Serves files without reporting them."""
-
-    def log_message(self, *args: Any) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """Serve the built book on this machine; yield its address."""
     assert book.HTML.joinpath("index.html").is_file(), "no built book: `make book` builds it"
-    handler = functools.partial(QuietHandler, directory=str(book.HTML))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
+    with served(book.HTML) as address:
+        yield address
 
 
 @pytest.fixture(params=["served", "file"])

@@ -1,9 +1,14 @@
-"""Small pages that show widgets without a kernel, exactly as the book embeds them."""
+"""Small pages that show widgets without a kernel, exactly as the book embeds them; a server."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +66,22 @@ def write_page(path: Path, *widgets: Any, share: bool = False, theme: str | None
 def settle(page: Any) -> None:
     """Wait until the page has drawn."""
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files without reporting them."""
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder on this machine; yield the address."""
+    handler = functools.partial(QuietHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()

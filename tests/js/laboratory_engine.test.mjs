@@ -136,6 +136,7 @@ for (const [settings, message] of [
   [{ task: "digits" }, /the task digits needs its images/],
   [{ hidden: [1000, 100], points: 100 }, /layers of 1, 1000, 100, 1 units with 100 examples are/],
   [{ hidden: [1000], points: 5000 }, /more than a page can train; take fewer units or points/],
+  [{ hidden: [400, 400], points: 2 }, /more than a page can train/],
 ]) {
   test(`refused: ${JSON.stringify(settings)}`, () => {
     assert.throws(() => new Session(settings), message);
@@ -312,6 +313,34 @@ test("the quadratic twin diverges where the network does not", () => {
   assert.equal(twin.state, "diverged");
   assert.equal(twin.since, 900);
   assert.ok(twin.step < 1200);
+});
+
+/* To pause is to wait for the piece of work that is being done. */
+test("a piece of work holds one pass over the network", () => {
+  for (const settings of [
+    { eigenvalues: 8 }, { optimizer: "flow" }, { optimizer: "adam", stepSize: 1e-3 },
+    { batch: 5, twinAt: 3 }, { optimizer: "polyak", twinAt: 0 },
+  ]) {
+    const session = new Session(settings), objectives = [session.objective, session.batchNetwork];
+    const makeObjective = session.makeObjective.bind(session);
+    let passes = 0, most = 0, all = 0;
+    const watch = (objective) => {
+      for (const name of ["evaluate", "hessianProduct"]) {
+        const own = objective[name].bind(objective);
+        objective[name] = (...given) => { passes += 1; return own(...given); };
+      }
+      return objective;
+    };
+    objectives.filter(Boolean).forEach(watch);
+    session.makeObjective = () => watch(makeObjective()); // of the twin
+    while (session.record.steps < 45) {
+      passes = 0;
+      session.work.next();
+      [most, all] = [Math.max(most, passes), all + passes];
+    }
+    assert.equal(most, 1, JSON.stringify(settings));
+    assert.ok(all > 2 * 45, `only ${all} passes were seen`);
+  }
 });
 
 test("the step size moves the edge", () => {
