@@ -761,7 +761,7 @@ class EigenTracker {
     }
   }
 
-  /* Bound on the error of the j-th Ritz value. */
+  /* Bound on the error of Ritz value j. */
   errorBound(j) {
     const { values, norms } = this;
     let bound = norms[j], squares = 0;
