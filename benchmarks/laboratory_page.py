@@ -30,8 +30,8 @@ SETTINGS = {
     "the same, 8 eigenvalues": "degree=6&eigenvalues=8",
     "64-64-10 tanh, 300 digits": "task=digits&points=300&hidden=64&stepSize=0.05",
     "two spirals, cross-entropy": "task=spirals&points=200&loss=cross_entropy&hidden=40,40",
-    "1-200-200-1 tanh, 200 Chebyshev points": "points=200&hidden=200,200&stepSize=0.05",
-    "as large as it may be: 2-290-290-2, 100 points": "task=rings&points=100&hidden=290,290",
+    "1-200-200-1 tanh, 90 Chebyshev points": "points=90&hidden=200,200&stepSize=0.05",
+    "as large as it may be: 2-290-290-2, 44 points": "task=rings&points=44&hidden=290,290",
     "a quadratic, hundreds of thousands of steps": "task=quadratic&stepSize=0.0999",
 }
 

@@ -157,7 +157,7 @@ const STREAM = { weights: 0, data: 1, batches: 2, eigenvectors: 3 };
 
 // ---- vectors and matrices ----
 
-/* Four partial sums: one alone would wait for each addition before the next. */
+/* Four partial sums: one alone would wait for every addition. */
 function dot(x, y) {
   const n = x.length, even = n - (n % 4);
   let a = 0, b = 0, c = 0, d = 0;
@@ -227,7 +227,7 @@ function rotate(values, p, q, step, count, c, s) {
   }
 }
 
-/* All eigenpairs of a small symmetric matrix by Jacobi's rotations. `matrix` (row length
+/* Eigenpairs of a small symmetric matrix by Jacobi rotations. `matrix` (row length
    `stride`) is destroyed; row j of `vectors` belongs to values[j], descending. */
 function symmetricEigen(matrix, stride, size, values, vectors) {
   for (let i = 0; i < size; i++) {
@@ -690,7 +690,11 @@ class EigenTracker {
         if (this.filled < this.size && !(yield* this.extend(vector, multiply))) return;
       }
       for (;;) {
-        yield* this.project();
+        this.project();
+        for (let j = 0; j < this.known; j++) {
+          this.measure(j);
+          yield;
+        }
         pair = this.firstOpen();
         this.converged = pair < 0 || pair >= this.count;
         if (pair < 0 && cold) pair = this.searchPair(++searched);
@@ -698,7 +702,10 @@ class EigenTracker {
         if (pair < 0 || this.filled === this.capacity) break;
         if (!(yield* this.extend(this.residuals[pair], multiply))) return;
       }
-      yield* this.keep();
+      for (let j = 0; j < this.carried; j++) {
+        this.keep(j);
+        yield;
+      }
       start = this.spare;
       this.filled = 0;
     }
@@ -713,14 +720,14 @@ class EigenTracker {
     return inside < 0.5;
   }
 
-  /* Add a direction to the basis; false if its product is not finite. */
+  /* Extend the basis; false if the product is not finite. */
   *extend(vector, multiply) {
     const m = this.filled, { basis, capacity } = this, row = basis[m], image = this.images[m];
     row.set(vector);
     for (let left = 0; !(left > 1e-10);) {
       const norm = Math.sqrt(dot(row, row));
       if (norm > 0) scale(row, 1 / norm);
-      for (let pass = 0; pass < 2; pass++) { // the first leaves rounding errors behind
+      for (let pass = 0; pass < 2; pass++) { // the first leaves rounding errors
         for (let i = 0; i < m; i++) addScaled(row, -dot(basis[i], row), basis[i]);
       }
       left = Math.sqrt(dot(row, row));
@@ -743,22 +750,24 @@ class EigenTracker {
     return finite;
   }
 
-  /* Ritz values and coefficients, and the residuals of the leading pairs. */
-  *project() {
+  /* Ritz values and coefficients. */
+  project() {
     const { filled: m, capacity, values, coefficients } = this;
     this.work.set(this.projected);
     symmetricEigen(this.work, capacity, m, values, coefficients);
     this.rounding = 2e-14 * Math.max(Math.abs(values[0]), Math.abs(values[m - 1]));
     this.known = Math.min(m, this.residuals.length);
-    for (let j = 0; j < this.known; j++) {
-      const residual = this.residuals[j].fill(0);
-      for (let i = 0; i < m; i++) {
-        const y = coefficients[j * capacity + i], row = this.basis[i], image = this.images[i];
-        for (let p = 0; p < this.size; p++) residual[p] += y * (image[p] - values[j] * row[p]);
-      }
-      this.norms[j] = Math.sqrt(dot(residual, residual));
-      yield;
+  }
+
+  /* The residual of Ritz pair j. */
+  measure(j) {
+    const { filled: m, capacity, values, coefficients } = this;
+    const residual = this.residuals[j].fill(0);
+    for (let i = 0; i < m; i++) {
+      const y = coefficients[j * capacity + i], row = this.basis[i], image = this.images[i];
+      for (let p = 0; p < this.size; p++) residual[p] += y * (image[p] - values[j] * row[p]);
     }
+    this.norms[j] = Math.sqrt(dot(residual, residual));
   }
 
   /* Bound on the error of Ritz value j. */
@@ -773,8 +782,8 @@ class EigenTracker {
     return bound;
   }
 
-  /* Index of the first pair that is not accurate enough, or −1; the spare one is, unless it may
-     overtake or its residual is large. */
+  /* Index of the first pair that is not accurate enough, or −1; the spare one is unless it may
+     overtake or has a large residual. */
   firstOpen() {
     const { count, rounding, tolerance, values } = this, tenth = Math.abs(values[0]) / 10;
     let allowed = 0;
@@ -788,8 +797,8 @@ class EigenTracker {
     return open && this.norms[count] > rounding ? count : -1;
   }
 
-  /* Index of the pair at which the cold search goes on, for 6 products and for up to 16 while it
-     may still overtake the last eigenvalue asked for, or −1. */
+  /* Index of the pair at which the cold search goes on, for 6 products, and up to 16 while it may
+     overtake the last eigenvalue asked for, or −1. */
   searchPair(searched) {
     const { count, norms, values } = this;
     let pair = count;
@@ -798,21 +807,18 @@ class EigenTracker {
     return searched <= 6 || 2 * norms[pair] > values[count - 1] - values[pair] ? pair : -1;
   }
 
-  /* Put the leading Ritz vectors into `spare`, with the signs that continue `vectors`. */
-  *keep() {
-    for (const [j, vector] of this.spare.entries()) {
-      vector.fill(0);
-      for (let i = 0; i < this.filled; i++) {
-        addScaled(vector, this.coefficients[j * this.capacity + i], this.basis[i]);
-      }
-      let overlap = 0;
-      for (const before of this.vectors) {
-        const candidate = dot(before, vector);
-        if (Math.abs(candidate) > Math.abs(overlap)) overlap = candidate;
-      }
-      if (overlap < 0) scale(vector, -1);
-      yield;
+  /* Put Ritz vector j into `spare`, with the sign that continues `vectors`. */
+  keep(j) {
+    const vector = this.spare[j].fill(0);
+    for (let i = 0; i < this.filled; i++) {
+      addScaled(vector, this.coefficients[j * this.capacity + i], this.basis[i]);
     }
+    let overlap = 0;
+    for (const before of this.vectors) {
+      const candidate = dot(before, vector);
+      if (Math.abs(candidate) > Math.abs(overlap)) overlap = candidate;
+    }
+    if (overlap < 0) scale(vector, -1);
   }
 }
 
@@ -975,7 +981,7 @@ const list = (fallback, expected, least, most, item) => ({
 const isStepSize = (x) => Number.isFinite(x) && x > 0;
 const isShare = (x) => x >= 0 && x < 1;
 
-/* Every setting and what it may be; together they repeat a run. */
+/* Every setting and its values; together they repeat a run. */
 const SETTINGS = {
   task: choice("chebyshev", ...Object.keys(TASKS), "quadratic"),
   points: whole(20, 2, 5000), // examples
@@ -1270,7 +1276,7 @@ class Session {
   }
 
   /* Gradient flow θ' = −∇L(θ) by the classical Runge-Kutta method with step α/λ, stable up to
-     α = 2.785. Where λ falls below a thousandth of what it has been the step grows no further. */
+     α = 2.785. Once λ is below a thousandth of its peak the step grows no further. */
   *flow() {
     const { point, scratch, gradient, tracker, objective, settings } = this;
     const sharpness = tracker.converged ? tracker.values[0] : this.peak;
@@ -1292,7 +1298,7 @@ class Session {
     this.time += h;
   }
 
-  /* Batches are drawn without replacement; when fewer than one are left, all are shuffled. */
+  /* Batches are drawn without replacement; when too few are left, all are shuffled. */
   evaluateBatch() {
     const { batchNetwork, order, task } = this;
     if (this.drawn + batchNetwork.count > order.length) {
@@ -1350,7 +1356,7 @@ class Session {
 
 const SLICE = 12; // milliseconds of work between two looks at the messages
 
-/* Serve sessions to a page. Every message carries `session`, a name of the page's choice;
+/* Serve sessions to a page. Every message carries `session`, a name that the page chose;
    sessions that run share the worker's time.
 
        { type: "start", settings, images, initialPoint, recent }  → "started" with the task's data

@@ -1025,10 +1025,15 @@ FROM_RUN_CELL = """
 from eoslib import Experiment, run_experiment
 from eoslib.widgets.laboratory import Laboratory
 
-run = run_experiment(Experiment(
-    dataset="chebyshev-3-12", architecture="fc-tanh", architecture_options={"widths": [8]},
-    lr=0.1, num_steps=60, dtype="float64",
-))
+experiment = Experiment(
+    dataset="chebyshev-3-12",
+    architecture="fc-tanh",
+    architecture_options={"widths": [8]},
+    lr=0.1,
+    num_steps=60,
+    dtype="float64",
+)
+run = run_experiment(experiment, "runs")
 laboratory = Laboratory.from_run(run, title="before")
 def tell(change):
     again, count = laboratory.run, min(50, laboratory.run.outcome.step)
