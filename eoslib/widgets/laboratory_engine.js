@@ -889,7 +889,7 @@ function makeTask(count, numInputs, numOutputs, fill, classification = false) {
   return { count, numInputs, numOutputs, inputs, targets, classification };
 }
 
-/* Points in the plane, two classes by turns. */
+/* Points in the plane, classes by turns. */
 function planarTask({ points, noise, dataSeed }, place) {
   const random = new Random(dataSeed, STREAM.data);
   return makeTask(points, 2, 2, (i, x, y) => {
