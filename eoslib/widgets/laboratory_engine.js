@@ -643,7 +643,7 @@ class Optimizer {
 
        min(‖r_j‖, min over s ≥ j of (‖r_1‖² + … + ‖r_s‖²)/(θ_j − θ_{s+1} − ‖r_{s+1}‖))
 
-   is at most `tolerance` × |θ_j| (or × |θ_1|/10, if that is more): the bound of Kato and Temple and,
+   is at most `tolerance` × |θ_j| (or |θ_1|/10 if that is more): the bound of Kato and Temple and,
    for clusters, its block form (Mathias 1998), the next eigenvalue being estimated.
 
    A solve starts from the Ritz vectors of the solve before last, because at the edge of stability
