@@ -63,7 +63,7 @@ function connect() {
   let worker = null, post = (message) => worker.postMessage(message), answered = false;
   const onMainThread = () => {
     const scope = { postMessage: (data) => queueMicrotask(() => receive(data)) };
-    laboratoryEngine().serve(scope);
+    laboratoryEngine().serve(scope, 4); // short slices: the page is drawn between them
     worker = null;
     post = (data) => scope.onmessage({ data });
     answered = true;

@@ -1354,10 +1354,8 @@ class Session {
 
 // ---- the worker ----
 
-const SLICE = 12; // milliseconds of work between two looks at the messages
-
 /* Serve sessions to a page. Every message carries `session`, a name that the page chose;
-   sessions that run share the worker's time.
+   sessions that run share the worker's time, `slice` milliseconds between two looks at messages.
 
        { type: "start", settings, images, initialPoint, recent }  → "started" with the task's data
        { type: "run" }, { type: "pause" }, { type: "stop" }
@@ -1369,7 +1367,7 @@ const SLICE = 12; // milliseconds of work between two looks at the messages
    An "update" also comes when step 0 is measured, when the steps asked for are done and when the
    run diverges, but not while it runs: a page that draws slowly is not flooded. What cannot be
    done is answered by { type: "error", request, message }. */
-function serve(scope) {
+function serve(scope, slice = 12) {
   const entries = new Map(), turn = new MessageChannel();
   let turning = false;
 
@@ -1389,7 +1387,7 @@ function serve(scope) {
     for (const [name, entry] of busy) {
       const { session, goal } = entry, { record } = session;
       const steps = goal - Math.max(record.steps, 1);
-      session.advance({ steps, milliseconds: SLICE / busy.length });
+      session.advance({ steps, milliseconds: slice / busy.length });
       if (session.state !== "training") entry.goal = 0;
       if (record.steps >= entry.goal) update(name, entry);
     }
