@@ -816,8 +816,8 @@ LIVE_MODEL = """async ([esm, state]) => {
 }"""
 
 
-@browser_test
-def test_settings_that_python_assigns_reach_the_page(page: Any) -> None:
+def show_live(page: Any) -> None:
+    """A laboratory as a kernel shows it; `model` is its front end's."""
     laboratory = Laboratory(settings={"degree": 3, "hidden": [8], "stepSize": 0.1})
     names = ("title", "preset", "settings", "presets", "colors", "compact", "linked")
     page.goto("about:blank")
@@ -826,6 +826,11 @@ def test_settings_that_python_assigns_reach_the_page(page: Any) -> None:
         LIVE_MODEL, [laboratory._esm, {name: getattr(laboratory, name) for name in names}]
     )
     reach(page, 0)
+
+
+@browser_test
+def test_settings_that_python_assigns_reach_the_page(page: Any) -> None:
+    show_live(page)
     assert facts(page)["lr"] == "0.1"
     assert page.locator("form [name=hidden]").input_value() == "8"
     run_to(page, 30)
@@ -845,14 +850,7 @@ def test_settings_that_python_assigns_reach_the_page(page: Any) -> None:
 
 @browser_test
 def test_a_single_step_reaches_python_as_a_pause_does(page: Any) -> None:
-    laboratory = Laboratory(settings={"degree": 3, "hidden": [8], "stepSize": 0.1})
-    names = ("title", "preset", "settings", "presets", "colors", "compact", "linked")
-    page.goto("about:blank")
-    page.set_content("<!doctype html><title>test</title>")
-    page.evaluate(
-        LIVE_MODEL, [laboratory._esm, {name: getattr(laboratory, name) for name in names}]
-    )
-    reach(page, 0)
+    show_live(page)
     for step in (1, 2):
         button(page, "Step").click()
         page.wait_for_function("(step) => model.get('result')?.steps === step", arg=step)
