@@ -1019,8 +1019,8 @@ inputs, targets, theta = (
 objective = Objective(model, inputs, targets, "${s.loss}", dtype="float64")
 ` + (flow ? `run = gradient_flow(
     objective,
-    duration=${snap.time},
-    tick=${snap.time} / ${steps},
+    duration=${snap.record.recent.time.at(-1)},
+    tick=${snap.record.recent.time.at(-1)} / ${steps},
     alpha=${s.flowStep},
     theta=theta${several}
 )
