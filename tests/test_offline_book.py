@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ from docutils import nodes
 from docutils.utils import new_document
 
 from tests.extensions import load_extension
+from tests.node import find_node
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +36,11 @@ def test_a_widget_with_a_picture_shows_it_where_no_script_runs(offline_book: Any
         output(**view, **picture, **text),
         output(**view, **text),
         output(**picture, **text),
+        output(**view, **picture),  # nothing says what the picture shows
     ]
     offline_book.PicturesOfWidgets(document).run()
 
-    with_picture, without, no_widget = document.children
+    with_picture, without, no_widget, without_words = document.children
     script, start, image, end = with_picture.children[0].children
     assert [script.astext(), start.astext(), end.astext()] == [
         "<script></script>",
@@ -43,7 +48,7 @@ def test_a_widget_with_a_picture_shows_it_where_no_script_runs(offline_book: Any
         "</noscript>",
     ]
     assert (image["uri"], image["alt"]) == ("a.png", "The title. What is to be seen.")
-    for untouched in (without, no_widget):
+    for untouched in (without, no_widget, without_words):
         assert all(len(form.children) == 1 for form in untouched.children)
 
 
@@ -82,7 +87,7 @@ def test_scripts_come_in_the_order_in_which_a_reader_needs_them(offline_book: An
         for mark in ("shared/0123", "widget-state+json", "static_widgets", "<title>", "theme.css")
     ]
     assert places == sorted(places)
-    assert "search" not in page
+    assert not re.search("search|language_data", page)
     for name in ("doctools", "design-tabs"):
         assert head.count(f"{name}.js") == 1
         assert "<script defer " in next(line for line in head.splitlines() if name in line)
@@ -97,6 +102,61 @@ def test_scripts_come_in_the_order_in_which_a_reader_needs_them(offline_book: An
     assert offline_book.arrange(page) == page
 
 
+BROWSER = """
+const [theme, dark, source] = JSON.parse(process.argv[1]);
+const log = [], listeners = {};
+globalThis.document = {
+  documentElement: { dataset: { theme } },
+  createElement: (tag) => ({ tag }),
+  body: { append: (element) => log.push(element) },
+};
+globalThis.matchMedia = (query) => ({ matches: query.includes("dark") && dark });
+globalThis.addEventListener = (event, listener) => { listeners[event] = listener; };
+globalThis.setTimeout = (callback, delay) => { log.push(delay); callback(); };
+(0, eval)(source);
+const atOnce = log.length;
+listeners.load?.();
+const { theme: chosen } = document.documentElement.dataset;
+process.stdout.write(JSON.stringify({ chosen, atOnce, log }));
+"""
+
+
+def in_a_browser(script: str, theme: str = "auto", dark: bool = False) -> Any:
+    """What an inline script does, as far as it touches the few things it should touch."""
+    arguments = json.dumps([theme, dark, script])
+    command = [find_node(), "-e", BROWSER, arguments]
+    ended = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def test_the_theme_is_chosen_early_and_large_scripts_come_late(offline_book: Any) -> None:
+    page = offline_book.arrange(PAGE)
+    added = [
+        script
+        for script in re.findall("<script>(.*?)</script>", page, re.DOTALL)
+        if script not in PAGE
+    ]
+    choose, late = added
+
+    for theme, dark, chosen in (
+        ("auto", True, "dark"),
+        ("auto", False, "light"),
+        ("light", True, "light"),  # the reader has chosen
+        ("dark", False, "dark"),
+    ):
+        assert in_a_browser(choose, theme, dark) == {"chosen": chosen, "atOnce": 0, "log": []}
+
+    done = in_a_browser(late)
+    delay, *scripts = done["log"]
+    assert done["atOnce"] == 0  # not before all else has loaded,
+    assert delay >= 100  # and the page has had time to draw
+    names = [re.sub(r".*/|\?.*", "", script["src"]) for script in scripts]
+    assert names == ["fontawesome.js", "bootstrap.js", "pydata-sphinx-theme.js"]
+    for script in scripts:  # added scripts run as they come, unless they are told not to
+        assert (script["tag"], script["async"]) == ("script", False)
+
+
 def test_a_page_without_scripts_stays_as_it_is(offline_book: Any) -> None:
     page = '<meta http-equiv="Refresh" content="0; url=book/intro.html" />\n'
     assert offline_book.arrange(page) == page
@@ -105,18 +165,26 @@ def test_a_page_without_scripts_stays_as_it_is(offline_book: Any) -> None:
 def icon_script(count: int) -> str:
     path = '"M1 2z' + 200 * "h1" + '"'
     icons = [f'"icon-{k}":[512,512,[128269,"alias-{k}"],"f00{k}",{path}]' for k in range(count)]
-    pair = f'sun:[512,512,[],"f185",[{path},{path}]]'
-    return f"(()=>{{var p={{{pair},{','.join(icons)}}};add(p)}})();"
+    pairs = [f'{name}:[512,512,[],"f185",[{path},{path}]]' for name in ("sun", "moon")]
+    return f"(()=>{{var p={{{','.join(pairs + icons)}}};add(p)}})();"
 
 
 def test_of_the_icons_those_of_the_book_are_left(offline_book: Any) -> None:
     script = icon_script(1200)
     short = offline_book.with_icons(script, {"sun", "icon-7", "icon-1199", "lg"})
     assert [short.count(name) for name in ("sun:", '"icon-7":', '"icon-1199":')] == [1, 1, 1]
-    assert short.count('"icon-') == 2
+    assert short.count('"icon-') == 2 and "moon" not in short
     assert short.startswith("(()=>{var p={") and short.endswith("};add(p)})();")
 
 
 def test_icons_in_another_layout_end_the_build(offline_book: Any) -> None:
+    script = icon_script(1200)
+    names = {f"icon-{k}" for k in range(1200)}
+    for unknown in (
+        icon_script(12),  # too few icons
+        script + f"var more={{{'-' * len(script)}}}",  # enough, and as much that is none
+    ):
+        with pytest.raises(offline_book.ExtensionError, match="another layout"):
+            offline_book.with_icons(unknown, {"sun"})
     with pytest.raises(offline_book.ExtensionError, match="another layout"):
-        offline_book.with_icons(icon_script(12), {"sun"})
+        offline_book.with_icons(script, names)  # hardly anything would be gained
