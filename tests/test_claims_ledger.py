@@ -208,7 +208,7 @@ def the_ledger(ledger: Any, app: Any) -> nodes.document:
 
 def test_the_ledger_is_filled_with_what_the_pages_print_now(ledger, tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "STORE", tmp_path)
-    pages = {name: [f"C1 holds: of {name} ≈ 1.0, expected ≥ 0"] for name in ("z", "a", "m")}
+    pages = {name: [f"C1 holds: of {name} ≈ 1.0, expected ≥ 0"] for name in ("a", "z", "m")}
     app, other = book_of(pages), book_of(pages)
     read_pages(ledger, app, {"z": pages["z"], "m": ["C1 holds: outdated ≈ 1.0, expected ≥ 0"]})
     read_pages(ledger, other, {"a": pages["a"], "z": ["C2 holds: not asked ≈ 1.0, expected ≥ 0"]})
@@ -219,12 +219,12 @@ def test_the_ledger_is_filled_with_what_the_pages_print_now(ledger, tmp_path, mo
     placed, not_run = the_ledger(ledger, app).children
     _, table = placed.findall(nodes.table)
     assert [row[:2] for row in cells_of(table)] == [
-        ["Page z", "of z"],
         ["Page a", "of a"],
+        ["Page z", "of z"],
         ["Page m", "of m"],
     ]
     links = [node["refuri"] for node in table.findall(nodes.reference)]
-    assert links == ["z.html#it-hovers", "a.html#it-hovers", "m.html#it-hovers"]
+    assert links == ["a.html#it-hovers", "z.html#it-hovers", "m.html#it-hovers"]
     assert "0 have been run and stored" in not_run.astext()
 
     ledger.forget(app, app.env, "a")  # the page is gone
