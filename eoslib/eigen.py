@@ -51,7 +51,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eoslib.linops import SymmetricOperator
+from eoslib.linops import SymmetricOperator, plain_modes, refuse_other
 from eoslib.numerics import full_precision, inner_products
 
 __all__ = [
@@ -87,7 +87,10 @@ class EigenStatus(enum.Enum):
     MAX_PRODUCTS = "out of products before converging; raise max_products or loosen the tolerance"
     LOST = "the operator is not near the one that the start belongs to; start from random vectors"
     EXHAUSTED = "the basis spans the whole space and residuals remain; is the operator symmetric?"
-    NOT_FINITE = "a product was NaN or infinite; has the loss diverged at this point?"
+    NOT_FINITE = (
+        "a product was NaN or infinite; has the loss diverged at this point, or no second "
+        "derivative there (a norm or a square root at 0)?"
+    )
 
 
 class UnconvergedError(RuntimeError):
@@ -195,10 +198,12 @@ def lanczos(
 
     Source: Lanczos (1950); Parlett (1998), ch. 10 and 13; Wu and Simon (2000).
     """
+    refuse_other(operator)
     if operator.num_runs is not None:
         raise ValueError("the operator stands for several matrices; use lanczos_together")
-    search = _Search(operator, k, which, rtol, accuracy, max_products, max_basis, seed)
-    return search.run([_as_start(start, operator)], callback)[0]
+    with plain_modes():
+        search = _Search(operator, k, which, rtol, accuracy, max_products, max_basis, seed)
+        return search.run([_as_start(start, operator)], callback)[0]
 
 
 def lanczos_together(
@@ -217,13 +222,15 @@ def lanczos_together(
 
     Cost: as many products, R at a time, as the slowest of them needs.
     """
+    refuse_other(operator)
     if operator.num_runs is None:
         raise ValueError("the operator is a single matrix; use lanczos")
     if starts is not None and len(starts) != operator.num_runs:
         raise ValueError(f"expected {operator.num_runs} starts, got {len(starts)}")
-    search = _Search(operator, k, which, rtol, accuracy, max_products, max_basis, seed)
     given = starts or [None] * operator.num_runs
-    return search.run([_as_start(start, operator) for start in given], None)
+    with plain_modes():
+        search = _Search(operator, k, which, rtol, accuracy, max_products, max_basis, seed)
+        return search.run([_as_start(start, operator) for start in given], None)
 
 
 class _Search:
@@ -644,7 +651,7 @@ def scipy_eigsh(
 
 def _gaussian(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
     # Drawn on the CPU, so that one seed means the same start on every device.
-    draw = torch.randn(operator.size, generator=generator, dtype=torch.float64)
+    draw = torch.randn(operator.size, generator=generator, dtype=torch.float64, device="cpu")
     return draw.to(operator.device, operator.dtype)
 
 

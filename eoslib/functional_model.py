@@ -14,11 +14,13 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["BatchNormMode", "FunctionalModel"]
@@ -47,6 +49,10 @@ _ELEMENTWISE = (
 )
 
 
+#: So many further passes are compared where a pass draws random numbers without visible effect.
+_MORE_PASSES = 50
+
+
 class FunctionalModel:
     """f(x; θ), and the names, shapes and initial values of θ's parts.
 
@@ -70,16 +76,18 @@ class FunctionalModel:
 
         Raises:
             ValueError: a random layer in training mode, batch normalisation without a mode or a
-                mode without batch normalisation, or no trainable parameters.
+                mode without batch normalisation, no trainable parameters, a parameter that is
+                complex or has no values yet, or a module that cannot be copied.
         """
         _refuse_random_layers(module)
-        self._module = copy.deepcopy(module).to(device, dtype)
+        _refuse_odd_parameters(module)
+        self._module = _moved(_copied(module), device, dtype)
         self._module.zero_grad(set_to_none=True)
         self._template = copy.deepcopy(self._module)
         self._output = output
         self.mixes_examples = _set_batch_norm_mode(self._module, batch_norm)
         self._collect_parameters()
-        self._fused_attention = False
+        self._fused_attention = self._fused_weight_norm = False
         self._chain = _linear_chain(self._module)
         # Slices of θ sit in the module's slots during a forward pass; a training in a background
         # thread (the explorer's) must not exchange them under another thread's pass.
@@ -115,12 +123,25 @@ class FunctionalModel:
             return self._at_several_points(parts, x)
         with self._lock:
             self._fill_slots(parts)
-            if self._fused_attention:
-                with sdpa_kernel(SDPBackend.MATH):
+            if self._fused_attention or self._fused_weight_norm:
+                with ExitStack() as stack:
+                    if self._fused_attention:
+                        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                    if self._fused_weight_norm:
+                        stack.enter_context(_PlainWeightNorm())
                     outputs = self._module(x)
             else:
                 outputs = self._module(x)
         return outputs if self._output is None else self._output(outputs)
+
+    def hold(self, parts: Sequence[Tensor]) -> None:
+        """Put the parts of θ into the module again, for a graph that another pass has come after.
+
+        A checkpointed layer is run once more by the backward pass, and reads them there.
+        """
+        if not self.holds_several(parts):
+            with self._lock:
+                self._fill_slots(parts)
 
     def split(self, theta: Tensor) -> list[Tensor]:
         """The parts of θ in the shapes of the parameters; with R rows, ``(R, *shape)`` each."""
@@ -153,8 +174,12 @@ class FunctionalModel:
                     parameter.copy_(parts[name])
         return module
 
-    def check(self, x: Tensor) -> Tensor:
+    def check(self, x: Tensor, original: nn.Module) -> Tensor:
         """Run the network on one chunk: is it a deterministic, smooth function of θ and x?
+
+        Args:
+            x: inputs.
+            original: the module that was copied; the outputs must not depend on its parameters.
 
         Returns:
             Its outputs at the initial point.
@@ -162,17 +187,28 @@ class FunctionalModel:
         Raises:
             ValueError: it is not; the message says why.
         """
-        before = x.clone()
+        before, point = x.clone(), self.initial_point.clone()
         buffers = [buffer.clone() for buffer in self._module.buffers()]
         theta = self.initial_point
         with torch.no_grad(), _Functions() as functions:
             first = self(theta, x)
-        # PyTorch's fused attention cannot be differentiated twice; its plain form can.
+        # PyTorch's fused attention cannot be differentiated twice; its plain form can. The second
+        # derivative of its weight normalisation is wrong, and not symmetric (PyTorch 2.13).
         self._fused_attention = any("attention" in name for name in functions.names)
+        self._fused_weight_norm = "_weight_norm" in functions.names
         with torch.no_grad():
-            if self._fused_attention:  # the fused form rounds differently, on a GPU visibly
+            # The fused forms round differently, on a GPU visibly.
+            if self._fused_attention or self._fused_weight_norm:
                 first = self(theta, x)
+            state = torch.get_rng_state()
             second = self(theta, x)
+            draws = not torch.equal(state, torch.get_rng_state())
+        if not _equal(point, theta):
+            raise ValueError(
+                "a forward pass changed the model's parameters (an embedding's max_norm? weights "
+                "clipped in forward?), so the loss is no function of them. Change them after the "
+                "optimizer's step, or make it a part of the function: torch.clamp(self.weight, ...)"
+            )
         if not isinstance(first, Tensor):
             raise ValueError(
                 f"the model returned {type(first).__name__}, expected one tensor of outputs; "
@@ -195,22 +231,34 @@ class FunctionalModel:
                 f"the model returned outputs of shape {tuple(first.shape)} for {x.shape[0]} "
                 "examples; expected one row per example"
             )
-        tolerance = 1e-5 * float(first.detach().nan_to_num().abs().max()) if first.numel() else 0.0
-        if not torch.allclose(first, second, rtol=1e-4, atol=tolerance, equal_nan=True):
+        size = float(first.detach().nan_to_num().abs().max()) if first.numel() else 0.0
+        same = torch.allclose(first, second, rtol=1e-4, atol=1e-5 * size, equal_nan=True)
+        if not same or (draws and self._differs(x if self.mixes_examples else x[:2])):
             raise ValueError(
                 "two passes at the same parameters gave different outputs: the model is random; "
                 "a Hessian needs a deterministic loss. Switch the randomness off (model.eval())"
             )
         changed = zip(buffers, self._module.buffers(), strict=True)
-        if any(not torch.equal(a, b) for a, b in changed):
+        if any(not _equal(a, b) for a, b in changed):
             raise ValueError(
                 "a forward pass changed the model's buffers; measuring would change what is "
                 "measured. Call model.eval() first"
             )
         if not self.mixes_examples:
-            self._refuse_mixing(x, first)
-        self._refuse_rough(x)
+            self._refuse_mixing(x, first, 1e-5 * max(size, 1.0))
+        self._refuse_rough(x, [p for p in original.parameters() if p.requires_grad])
         return first
+
+    def _differs(self, x: Tensor) -> bool:
+        """Whether one of many passes gives other outputs, as where a layer is left out at times."""
+        with torch.no_grad(), torch.random.fork_rng([]):  # the caller's numbers are not used up
+            first = self(self.initial_point, x)
+            atol = 1e-5 * float(first.nan_to_num().abs().max())
+            others = (self(self.initial_point, x) for _ in range(_MORE_PASSES))
+            return not all(
+                torch.allclose(first, other, rtol=1e-4, atol=atol, equal_nan=True)
+                for other in others
+            )
 
     def _template_gives_nan(self, x: Tensor) -> bool:
         template = copy.deepcopy(self._template)
@@ -220,30 +268,86 @@ class FunctionalModel:
         outputs = outputs if self._output is None else self._output(outputs)
         return bool(outputs.isnan().any())
 
-    def _refuse_mixing(self, x: Tensor, outputs: Tensor) -> None:
-        half = (len(x) + 1) // 2
+    def _refuse_mixing(self, x: Tensor, outputs: Tensor, atol: float) -> None:
+        # The later half, because what is taken for examples may be a sequence, read from its start.
+        half = len(x) // 2
         with torch.no_grad():
-            alone = self(self.initial_point, x[:half])
-        if not torch.allclose(alone, outputs[:half], rtol=1e-3, atol=1e-5, equal_nan=True):
+            alone = self(self.initial_point, x[half:])
+        if not torch.allclose(alone, outputs[half:], rtol=1e-3, atol=atol, equal_nan=True):
             raise ValueError(
                 "an example's output depends on which other examples are beside it, so the loss "
-                "is no mean over examples. Remove what mixes them (a normalisation over the batch?)"
+                "is no mean over examples. Remove what mixes them (a normalisation over the "
+                "batch?), and let the first dimension count the examples (batch_first=True)"
             )
 
-    def _refuse_rough(self, x: Tensor) -> None:
+    def _refuse_rough(self, x: Tensor, original: Sequence[Tensor]) -> None:
         leaf = self.initial_point.clone().requires_grad_()
+        astray, own = False, set[str]()
         try:
             with torch.enable_grad():
                 total = self(leaf, x[:2]).square().sum()
                 if total.requires_grad:
-                    (gradient,) = torch.autograd.grad(total, leaf, create_graph=True)
-                    if gradient.requires_grad:
+                    gradient, *others = torch.autograd.grad(
+                        total, [leaf, *original], create_graph=True, allow_unused=True
+                    )
+                    astray = gradient is None or any(other is not None for other in others)
+                    if not astray and gradient.requires_grad:
                         torch.autograd.grad(gradient.sum(), leaf)
+                    own = _custom_functions(total)
         except RuntimeError as error:
             raise ValueError(
                 f"the model cannot be differentiated twice: {error}. Replace the operation named "
                 "(activation checkpointing and fused kernels are common causes)"
             ) from error
+        if astray:
+            raise ValueError(
+                "the copy of the model still reads parameters of the original (by a lambda or a "
+                "hook that holds on to self?), so slices of a flat vector cannot stand in for "
+                "them; make it a method, or a module of its own"
+            )
+        if own and not any(self._differentiates(x[:2], seed) for seed in (0, 1)):
+            raise ValueError(
+                f"the second derivative of {', '.join(sorted(own))}, a torch.autograd.Function, is "
+                "not the derivative of its first: differences of gradients differ from products "
+                "with the Hessian. Its backward must be a differentiable function of what "
+                "ctx.save_for_backward kept; a straight-through estimator has no Hessian"
+            )
+
+    def _differentiates(self, x: Tensor, seed: int) -> bool:
+        """Whether products with the Hessian are differences of gradients, in a random direction.
+
+        In float64, where the step may be so small that it hardly meets a kink. A function that is
+        not to be had in float64 gets the benefit of the doubt.
+        """
+        module = _moved(copy.deepcopy(self._template), x.device, torch.float64)
+        mode: BatchNormMode = "full_batch" if self.mixes_examples else "running"
+        _set_batch_norm_mode(module, mode, check=False)
+        inputs = x.double() if x.is_floating_point() else x
+        point = self.initial_point.double()
+        draw = torch.randn(
+            len(point),
+            generator=torch.Generator().manual_seed(seed),
+            dtype=torch.float64,
+            device="cpu",
+        )
+        step = (1e-7 * draw).to(point)
+
+        def gradient(leaf: Tensor) -> Tensor:
+            values = dict(zip(self._names, self.split(leaf), strict=True))
+            outputs = torch.func.functional_call(module, values, (inputs,))
+            outputs = outputs if self._output is None else self._output(outputs)
+            (slope,) = torch.autograd.grad(outputs.square().sum(), leaf, create_graph=True)
+            return slope
+
+        try:
+            with torch.enable_grad():
+                leaf = point.clone().requires_grad_()
+                (product,) = torch.autograd.grad(gradient(leaf), leaf, step)
+                ends = [gradient((point + s * step).requires_grad_()).detach() for s in (1, -1)]
+        except (RuntimeError, TypeError, NotImplementedError):
+            return True
+        difference = (ends[0] - ends[1]) / 2
+        return bool((difference - product).norm() <= 0.01 * difference.norm())
 
     def _fill_slots(self, parts: Sequence[Tensor]) -> None:
         for slots, part in zip(self._slots, parts, strict=True):
@@ -315,6 +419,101 @@ class _Functions(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _custom_functions(outputs: Tensor) -> set[str]:
+    """The names of the ``torch.autograd.Function`` that a graph was made by."""
+    names: set[str] = set()
+    custom: Any = torch.autograd.function.BackwardCFunction
+    waiting, seen = [outputs.grad_fn], set[Any]()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if isinstance(node, custom):
+                names.add(type(node).__name__.removesuffix("Backward"))
+            waiting.extend(after for after, _ in node.next_functions)
+    return names
+
+
+class _PlainWeightNorm(TorchFunctionMode):
+    """Weight normalisation from elementary functions, whose derivatives are right to any order."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch._weight_norm:
+            func = _weight_norm
+        return func(*args, **(kwargs or {}))
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    others = [other for other in range(v.ndim) if dim == -1 or other != dim]
+    norm = torch.linalg.vector_norm(v, dim=others, keepdim=dim != -1) if others else v.abs()
+    return v * (g / norm)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A deep copy, also of a module that keeps results of its last pass.
+
+    Such results (an activation, a pruned weight) have a graph, for which PyTorch refuses to copy
+    them; their values are copied instead.
+    """
+    try:
+        try:
+            copied = copy.deepcopy(module)
+        except RuntimeError:
+            copied = copy.deepcopy(module, _results_kept(module))
+    except Exception as error:  # whatever the module's attributes raise
+        raise ValueError(
+            f"the model cannot be copied ({type(error).__name__}: {error}); take out of it what is "
+            "no part of the function, such as a lock, a file or a logger"
+        ) from error
+    if {id(p) for p in copied.parameters()} & {id(p) for p in module.parameters()}:
+        raise ValueError(
+            f"a deep copy of {type(module).__name__} shares parameters with the original, which "
+            "would be overwritten; remove the __deepcopy__ that keeps them"
+        )
+    return copied
+
+
+def _results_kept(module: nn.Module) -> dict[int, Any]:
+    """Copies of the tensors with a graph among a module's attributes, by their identity."""
+    copies: dict[int, Any] = {}
+    seen: set[int] = set()
+
+    def note(value: Any) -> None:
+        if isinstance(value, Tensor):
+            if not value.is_leaf:
+                copies[id(value)] = value.detach().clone()
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            for item in value.values() if isinstance(value, dict) else value:
+                note(item)
+
+    for part in module.modules():
+        note(vars(part))
+    return copies
+
+
+def _moved(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The module on the device in the dtype; complex tensors stay complex, of that precision."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if not any(tensor.is_complex() for tensor in tensors):
+        return module.to(device, dtype)
+
+    def converted(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(device, dtype.to_complex())
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+    moved: nn.Module = module._apply(converted)
+    return moved
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same entries, NaN counting as equal to NaN."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
 def _named_batch_norms(module: nn.Module) -> Iterator[tuple[str, nn.modules.batchnorm._BatchNorm]]:
     for name, layer in module.named_modules():
         if isinstance(layer, _BATCH_NORM):
@@ -358,6 +557,27 @@ def _set_batch_norm_mode(
             # Without running statistics a layer takes the batch's, and has nothing to update.
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None
     return bool(layers) and mode != "running"
+
+
+def _refuse_odd_parameters(module: nn.Module) -> None:
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if is_lazy(tensor):
+            raise ValueError(
+                f"{name!r} has no shape yet: the layer is lazy and waits for its first inputs. "
+                "Run model(inputs) once"
+            )
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name!r} is on the meta device and has no values. Build the model on a real "
+                "device, or model.to_empty(device=...) and load its weights"
+            )
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and parameter.is_complex():
+            raise ValueError(
+                f"the parameter {name!r} is {parameter.dtype}, and θ is a real vector. Let the "
+                "parameter be its real and imaginary parts, torch.view_as_real(w), and make "
+                "torch.view_as_complex(w) of it in forward"
+            )
 
 
 def _refuse_random_layers(module: nn.Module) -> None:

@@ -7,14 +7,40 @@ to SciPy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["SymmetricOperator"]
+__all__ = ["SymmetricOperator", "plain_modes"]
+
+
+@contextmanager
+def plain_modes() -> Iterator[None]:
+    """Leave the caller's ``torch.inference_mode()`` and ``torch.autocast``, and go back to them.
+
+    In the first there is no autograd, and a derivative taken all the same may come out as zero; the
+    second rounds matrix products to 8 or 11 bits, too few for curvature.
+    """
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def refuse_other(operator: object) -> None:
+    """Raise a ``ValueError`` where a matrix was given for an operator."""
+    if isinstance(operator, Tensor | np.ndarray):
+        raise ValueError(
+            f"expected an operator, got a {type(operator).__name__}; wrap a dense symmetric matrix "
+            "by SymmetricOperator.from_dense(matrix)"
+        )
 
 
 class SymmetricOperator:
@@ -60,8 +86,11 @@ class SymmetricOperator:
         """Wrap a dense symmetric matrix ``(P, P)``, or R of them, ``(R, P, P)``.
 
         Raises:
-            ValueError: a matrix is not square, or not symmetric to rounding.
+            ValueError: a matrix is empty, not real, not square, or not symmetric to rounding.
         """
+        if not (isinstance(matrix, Tensor) and matrix.is_floating_point() and matrix.numel()):
+            got = f"{matrix.dtype} {tuple(matrix.shape)}" if isinstance(matrix, Tensor) else matrix
+            raise ValueError(f"expected a matrix of floating-point numbers, got {got}")
         if matrix.ndim not in (2, 3) or matrix.shape[-1] != matrix.shape[-2]:
             raise ValueError(f"expected a square matrix, got shape {tuple(matrix.shape)}")
         scale = matrix.abs().max()

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eoslib._names import look_up
@@ -67,11 +67,14 @@ def _square_terms(outputs: Tensor, targets: Tensor) -> Tensor:
 def _check_square(outputs: Tensor, targets: Tensor) -> None:
     if targets.shape == outputs.shape and targets.is_floating_point():
         return
-    advice = (
-        "turn class labels into one-hot rows first: one_hot(labels).double()"
-        if not targets.is_floating_point()
-        else "give one target row per example, of the network's output shape"
-    )
+    if targets.shape == outputs.shape:
+        advice = "if they are numbers to be met, targets.double()"
+    elif not targets.is_floating_point():
+        advice = "turn class labels into one-hot rows first: one_hot(labels).double()"
+    elif targets.numel() == outputs.numel():
+        advice = f"reshape them: targets.reshape({', '.join(map(str, outputs.shape))})"
+    else:
+        advice = "give one target row per example, of the network's output shape"
     raise ValueError(
         f"square loss needs floating targets of the outputs' shape {tuple(outputs.shape)}, "
         f"got {targets.dtype} of shape {tuple(targets.shape)}; {advice}"
@@ -105,9 +108,10 @@ def _check_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
                 f"got values from {lowest} to {highest}"
             )
     else:
+        advice = "; convert them: labels.long()" if targets.shape == (n, *rest[1:]) else ""
         raise ValueError(
             f"cross-entropy needs int64 labels of shape {(n, *rest[1:])} or probabilities of shape "
-            f"{tuple(outputs.shape)}, got {targets.dtype} of shape {tuple(targets.shape)}"
+            f"{tuple(outputs.shape)}, got {targets.dtype} of shape {tuple(targets.shape)}{advice}"
         )
 
 
@@ -145,8 +149,13 @@ def get_loss(loss: str | Loss) -> Loss:
     """Return the loss of that name (a key of `LOSSES`), or the loss itself.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or it is a loss of PyTorch's.
     """
+    if isinstance(loss, nn.Module):
+        raise ValueError(
+            f"got PyTorch's {type(loss).__name__}; eoslib.measure.as_loss makes a Loss of "
+            "nn.CrossEntropyLoss() and nn.MSELoss(), with the factor that they have"
+        )
     return loss if isinstance(loss, Loss) else look_up(LOSSES, loss, "loss")
 
 

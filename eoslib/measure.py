@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from eoslib.data import Dataset
 from eoslib.eigen import lanczos
 from eoslib.functional_model import BatchNormMode
+from eoslib.linops import plain_modes
 from eoslib.losses import Loss, cross_entropy, get_loss, square_loss
 from eoslib.numerics import limited_threads
 from eoslib.objective import Objective
@@ -78,18 +80,19 @@ def sharpness(
     if dtype is None:
         own = parameters[0].dtype
         dtype = own if own in (torch.float32, torch.float64) else torch.float32
-    inputs, targets = full_batch(data)
-    objective = Objective(
-        model,
-        inputs,
-        targets,
-        as_loss(loss),
-        chunk_size=chunk_size,
-        batch_norm=batch_norm,
-        output=output,
-        device=parameters[0].device if device is None else device,
-        dtype=dtype,
-    )
+    with plain_modes():  # also in an evaluation under torch.inference_mode(), or under autocast
+        inputs, targets = full_batch(data)
+        objective = Objective(
+            model,
+            inputs,
+            targets,
+            as_loss(loss),
+            chunk_size=chunk_size,
+            batch_norm=batch_norm,
+            output=output,
+            device=parameters[0].device if device is None else device,
+            dtype=dtype,
+        )
     with limited_threads(objective.num_parameters * objective.num_examples):
         hessian = objective.hessian(objective.initial_point)
         return lanczos(hessian, rtol=rtol).eigenvalue()
@@ -102,7 +105,8 @@ def full_batch(data: Data) -> tuple[Tensor, Tensor]:
         data: a `Dataset`, a pair ``(inputs, targets)``, a PyTorch data set, or an iterable of
             batches ``(inputs, targets)`` such as a ``DataLoader``. Batches are joined, so the last
             one may be smaller, and shuffling changes nothing but the order. Random augmentation
-            is frozen as it came out this once.
+            is frozen as it came out this once. PyTorch's random state is put back, so that a
+            training measured now and then goes on as it would have otherwise.
 
     Raises:
         ValueError: there is no batch; a batch is no pair of tensors; the batches do not fit
@@ -112,9 +116,20 @@ def full_batch(data: Data) -> tuple[Tensor, Tensor]:
         return data.inputs, data.targets
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
         return data[0], data[1]
-    batches = list(DataLoader(data, batch_size=256) if isinstance(data, TorchDataset) else data)
+    loader = DataLoader(data, batch_size=256) if isinstance(data, TorchDataset) else data
+    if isinstance(loader, dict | Tensor | str) or not isinstance(loader, Iterable):
+        raise ValueError(
+            f"expected a pair (inputs, targets), a data set or batches, got {_described(loader)}"
+        )
+    if isinstance(loader, tuple | list) and any(isinstance(part, np.ndarray) for part in loader):
+        raise ValueError(
+            "expected a pair of tensors, got NumPy arrays; convert them with torch.from_numpy"
+        )
+    with torch.random.fork_rng([]):  # even a loader that does not shuffle draws a seed
+        batches = list(loader)
     if not batches:
-        raise ValueError("the data set is empty: it yielded no batch")
+        short = " (a last, smaller one is left out: drop_last=True)" if _drops(loader) else ""
+        raise ValueError(f"the data set is empty: it yielded no batch{short}")
     for batch in batches:
         if not (
             isinstance(batch, tuple | list)
@@ -126,9 +141,21 @@ def full_batch(data: Data) -> tuple[Tensor, Tensor]:
                 "wrap the loader so that it yields these, for instance "
                 '[(batch["x"], batch["y"]) for batch in loader]'
             )
+        if len(batch[0]) != len(batch[1]):
+            raise ValueError(
+                f"a batch has {len(batch[0])} inputs and {len(batch[1])} targets; give batches, "
+                "not single examples, and in each as many targets as inputs"
+            )
     inputs, targets = zip(*batches, strict=True)
-    if isinstance(data, DataLoader) and data.drop_last and data.batch_size is not None:
-        given, kept = len(data.sampler), sum(len(part) for part in inputs)  # type: ignore[arg-type]
+    if isinstance(loader, DataLoader) and _drops(loader):
+        if isinstance(loader.dataset, IterableDataset):  # whose length nobody knows
+            raise ValueError(
+                "the loader has drop_last=True and may have left out the last examples of its "
+                "iterable data set; the loss is that of all of them, so give drop_last=False"
+            )
+        kept = sum(len(part) for part in inputs)
+        sampler = getattr(loader.batch_sampler, "sampler", None)
+        given = len(sampler) if isinstance(sampler, Sized) else kept
         if kept < given:
             raise ValueError(
                 f"the loader has drop_last=True and left out {given - kept} of {given} examples; "
@@ -175,6 +202,13 @@ def as_loss(loss: str | Loss | nn.Module) -> Loss:
 
     name = type(loss).__name__
     return Loss(name, f"train loss (nn.{name})", terms, convention.check)
+
+
+def _drops(loader: object) -> bool:
+    """Whether a loader leaves out its last batch if that is smaller."""
+    return isinstance(loader, DataLoader) and bool(
+        getattr(loader.batch_sampler, "drop_last", loader.drop_last)
+    )
 
 
 def _joined(name: str, parts: tuple[Tensor, ...]) -> Tensor:

@@ -15,7 +15,8 @@ not by their arithmetic, so R runs cost little more than one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,34 @@ from torch import Tensor, nn
 from eoslib.data import Dataset
 from eoslib.functional_model import BatchNormMode, FunctionalModel
 from eoslib.linear_chain import ChainPass
-from eoslib.linops import SymmetricOperator
-from eoslib.losses import Loss, accuracy, get_loss, square_loss
+from eoslib.linops import SymmetricOperator, plain_modes
+from eoslib.losses import LOSSES, Loss, accuracy, get_loss, square_loss
 from eoslib.numerics import full_precision, resolve_device, resolve_dtype
 
 __all__ = ["Hessian", "Objective"]
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def _in_plain_modes(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Compute with autograd and in the dtype asked for, also inside of a block that says otherwise.
+
+    Nearly free where there is no such block: see `eoslib.linops.plain_modes`.
+    """
+
+    @wraps(function)
+    def within(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if (
+            torch.is_inference_mode_enabled()
+            or torch.is_autocast_enabled("cpu")
+            or torch.is_autocast_enabled("cuda")
+        ):
+            with plain_modes():
+                return function(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return within
 
 
 class Objective:
@@ -59,6 +83,7 @@ class Objective:
     and the peak is some six times the activations of one chunk, plus the vectors of length P.
     """
 
+    @_in_plain_modes
     def __init__(
         self,
         model: nn.Module,
@@ -76,7 +101,7 @@ class Objective:
 
         Args:
             model: any module that maps inputs ``(m, ...)`` to outputs ``(m, ...)``, example by
-                example, and that autograd can differentiate twice (no activation checkpointing).
+                example, and that autograd can differentiate twice (no reentrant checkpointing).
                 Parameters with ``requires_grad=False`` stay frozen and are no part of θ.
             inputs: ``(n, ...)``; floating inputs are cast to ``dtype``, integers are kept.
             targets: see `eoslib.losses`.
@@ -97,8 +122,9 @@ class Objective:
             ValueError: no examples; inputs and targets of different length or of shapes that do
                 not fit; NaN or infinite data; a layer that is random; a batch-norm mode that is
                 missing, out of place or at odds with the chunk size; a model that mixes examples,
-                changes its buffers or inputs, or cannot be differentiated twice; no trainable
-                parameters; a bad chunk size, device, dtype or loss name.
+                changes its parameters, buffers or inputs, or cannot be copied or differentiated
+                twice; no trainable parameters; a loss that averages, broadcasts or cannot be
+                differentiated; a bad chunk size, device, dtype or loss name.
         """
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype)
@@ -114,8 +140,10 @@ class Objective:
         self.num_gradients: float = 0
         self.num_products = 0
         self._chain = self.model.linear_chain() if self.inputs.ndim == 2 else None
-        outputs = self.model.check(next(self._chunks())[0])
+        outputs = self.model.check(next(self._chunks())[0], model)
         self.loss.check(outputs[:1].expand(self.num_examples, *outputs.shape[1:]), self.targets)
+        if self.loss not in LOSSES.values():
+            self._refuse_odd_terms(outputs)
 
     @classmethod
     def from_dataset(
@@ -126,6 +154,7 @@ class Objective:
 
     # -- values and derivatives -----------------------------------------------------------------
 
+    @_in_plain_modes
     def value(self, theta: Tensor) -> Tensor:
         """L(θ), 0-d, or ``(R,)``; one forward pass."""
         point = self._checked_point(theta)
@@ -133,6 +162,7 @@ class Objective:
             parts = self.model.split(point)
             return self._sum(self._part(parts, x, y) for x, y in self._chunks())
 
+    @_in_plain_modes
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """L(θ), 0-d or ``(R,)``, and ∇L(θ), of θ's shape; one forward and one backward pass."""
         values: list[Tensor] = []
@@ -164,6 +194,7 @@ class Objective:
         """∇L(θ), of θ's shape."""
         return self.value_and_gradient(theta)[1]
 
+    @_in_plain_modes
     def minibatch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
         """The gradient of the mean loss of some of the examples, of θ's shape.
 
@@ -202,6 +233,7 @@ class Objective:
         """The Hessian ∇²L(θ) as an operator whose products share one graph; see `Hessian`."""
         return Hessian(self, theta)
 
+    @_in_plain_modes
     def gauss_newton(self, theta: Tensor) -> SymmetricOperator:
         r"""The Gauss-Newton matrix, the Hessian without the curvature of the network itself.
 
@@ -239,13 +271,16 @@ class Objective:
         with torch.enable_grad(), full_precision(self.device):
             kept = [linearize(self.inputs, self.targets)] if self._single_chunk else None
 
+        @_in_plain_modes
         def product(vector: Tensor) -> Tensor:
+            self.model.hold(leaves)
             with torch.enable_grad(), full_precision(self.device):
                 parts = kept or (linearize(x, y) for x, y in self._chunks())
                 return self._sum(part(vector) for part in parts)
 
         return SymmetricOperator(product, self.num_parameters, dtype=self.dtype, device=self.device)
 
+    @_in_plain_modes
     def third_derivative(self, theta: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
         """∇_θ (uᵀ ∇²L(θ) v), ``(P,)``: how the curvature along u (and v, default u) changes with θ.
 
@@ -267,6 +302,7 @@ class Objective:
         with torch.enable_grad(), full_precision(self.device):
             return self._sum(part(x, y) for x, y in self._chunks())
 
+    @_in_plain_modes
     def outputs(self, theta: Tensor) -> Tensor:
         """The network's outputs on all examples, ``(n, ...)``, or ``(R, n, ...)``."""
         point = self._checked_point(theta)
@@ -323,14 +359,43 @@ class Objective:
             )
         return size
 
+    def _refuse_odd_terms(self, outputs: Tensor) -> None:
+        """Is a loss of the caller's own a sum over examples, and differentiable?"""
+        targets = self.targets[: len(outputs)]
+        with torch.enable_grad():
+            terms = self.loss.terms(outputs.detach().requires_grad_(), targets)
+        name = f"the terms of the loss {self.loss.name!r}"
+        if terms.shape[:1] != outputs.shape[:1]:
+            raise ValueError(
+                f"{name} have shape {tuple(terms.shape)} for {len(outputs)} examples; expected one "
+                "row per example, whose entries are summed: do not average (reduction='none')"
+            )
+        if terms.numel() > outputs.numel() == targets.numel() and outputs.shape != targets.shape:
+            raise ValueError(
+                f"{name} have shape {tuple(terms.shape)}: outputs {tuple(outputs.shape)} and "
+                f"targets {tuple(targets.shape)} were broadcast against one another; reshape the "
+                f"targets like the outputs"
+            )
+        if not terms.requires_grad:
+            raise ValueError(
+                f"{name} do not depend on the outputs in a differentiable way (a count of errors? "
+                "a detach?), so they have no gradient; take a smooth loss"
+            )
+
     # -- the pieces of the sum ------------------------------------------------------------------
 
     def _checked_point(self, theta: Tensor, *, several: bool = True) -> Tensor:
+        if not isinstance(theta, Tensor):
+            raise ValueError(
+                f"expected theta as a tensor of shape ({self.num_parameters},), got a "
+                f"{type(theta).__name__}"
+            )
         if theta.shape[-1:] != (self.num_parameters,) or theta.ndim > (2 if several else 1):
             raise ValueError(
                 f"expected theta of shape ({self.num_parameters},), got {tuple(theta.shape)}"
             )
-        return theta.to(self.device, self.dtype)
+        point = theta.to(self.device, self.dtype)
+        return point.clone() if point.is_inference() else point
 
     def _leaves(self, theta: Tensor, *, several: bool = True) -> list[Tensor]:
         """θ in parts that autograd differentiates by: cheaper than slices of one flat leaf."""
@@ -409,6 +474,7 @@ class Hessian(SymmetricOperator):
         gradient: ∇L(θ), of θ's shape.
     """
 
+    @_in_plain_modes
     def __init__(self, objective: Objective, theta: Tensor) -> None:
         """Prepare products at θ; one gradient with its graph."""
         self._objective = objective
@@ -429,6 +495,7 @@ class Hessian(SymmetricOperator):
             num_runs=theta.shape[0] if theta.ndim == 2 else None,
         )
 
+    @_in_plain_modes
     def _multiply(self, vector: Tensor) -> Tensor:
         objective = self._objective
         objective.num_products += 1
@@ -439,6 +506,7 @@ class Hessian(SymmetricOperator):
                 part.product(vector, last=True) for part in self._linearisations()
             )
 
+    @_in_plain_modes
     def _multiply_rows(self, rows: Tensor) -> Tensor:
         """Products with all rows; with chunks, each is linearised once for all of them."""
         objective = self._objective
@@ -493,7 +561,7 @@ class _ByAutograd:
     """Any module, by double backward: the gradient's graph is differentiated."""
 
     def __init__(self, objective: Objective, point: Tensor, x: Tensor, y: Tensor) -> None:
-        self._split = objective.model.split
+        self._model = objective.model
         with torch.enable_grad():
             self._leaves = objective._leaves(point)
             part = objective._part(self._leaves, x, y)
@@ -502,7 +570,8 @@ class _ByAutograd:
         self.gradient = _flat([g.detach() for g in self._graph], part.ndim)
 
     def product(self, vector: Tensor, *, last: bool) -> Tensor:
-        parts = self._split(vector)
+        parts = self._model.split(vector)
+        self._model.hold(self._leaves)
         with torch.enable_grad():
             products = _products(self._graph, self._leaves, parts, keep_graph=not last)
         return _flat(products, vector.ndim - 1)
@@ -544,4 +613,5 @@ def _products(
 
 def _flat(parts: Sequence[Tensor], rows_ndim: int = 0) -> Tensor:
     """Parts in the shapes of the parameters as one vector ``(P,)``, or as R rows of it."""
-    return torch.cat([part.flatten(rows_ndim) for part in parts], dim=-1)
+    # A parameter may be a single number, without a dimension to flatten.
+    return torch.cat([part.reshape(*part.shape[:rows_ndim], -1) for part in parts], dim=-1)

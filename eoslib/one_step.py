@@ -339,6 +339,8 @@ def critical_sharpness(
 def _points(objective: Objective, *points: Tensor) -> list[Tensor]:
     like = objective.initial_point
     for point in points:
+        if not isinstance(point, Tensor):
+            raise ValueError(f"expected a parameter vector, got a {type(point).__name__}")
         if point.shape != like.shape:
             raise ValueError(
                 f"expected one parameter vector of shape {tuple(like.shape)}, "

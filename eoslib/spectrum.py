@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from eoslib.linops import SymmetricOperator
+from eoslib.linops import SymmetricOperator, plain_modes, refuse_other
 from eoslib.numerics import full_precision, inner_products
 
 __all__ = [
@@ -177,12 +177,13 @@ def spectral_density(
     """
     _check_positive("num_probes", num_probes)
     _check_positive("num_steps", num_steps)
+    refuse_other(operator)
     steps = min(num_steps, operator.size)
     block = max(1, _BASIS_BYTES // (steps * operator.size * operator.dtype.itemsize))
     generator = torch.Generator().manual_seed(seed)
     before = operator.num_products
     probes = _on_sphere(operator, num_probes, generator)
-    with full_precision(operator.device):
+    with plain_modes(), full_precision(operator.device):
         matrices = torch.cat([_tridiagonal(operator, part, steps) for part in probes.split(block)])
     nodes, vectors = torch.linalg.eigh(matrices)
     return SpectralDensity(
@@ -221,6 +222,7 @@ def trace(operator: SymmetricOperator, *, num_products: int = 60, seed: int = 0)
     random signs.
     """
     _check_positive("num_products", num_products)
+    refuse_other(operator)
     if num_products >= operator.size:
         identity = torch.eye(operator.size, dtype=operator.dtype, device=operator.device)
         return Estimate(float(_products(operator, identity).diagonal().double().sum()), 0.0)
@@ -260,6 +262,7 @@ def hutchinson_trace(
     Source: Girard (1987); Hutchinson (1990) with random signs for v.
     """
     _check_positive("num_products", num_products)
+    refuse_other(operator)
     generator = torch.Generator().manual_seed(seed)
     nothing = torch.empty(operator.size, 0, dtype=operator.dtype, device=operator.device)
     return _trace_beside(operator, nothing, num_products, generator)
@@ -270,7 +273,7 @@ def _trace_beside(
 ) -> Estimate:
     """Trace of the operator on the orthogonal complement of ``basis``, ``(P, j)``."""
     vectors = _on_sphere(operator, count, generator).T
-    with full_precision(operator.device):
+    with plain_modes(), full_precision(operator.device):
         for _ in range(2):
             vectors = vectors - basis @ (basis.T @ vectors)
     vectors = normalize(vectors, dim=0)  # uniform on the unit sphere of the complement
@@ -320,7 +323,8 @@ def _tridiagonal(operator: SymmetricOperator, starts: Tensor, num_steps: int) ->
 
 def _products(operator: SymmetricOperator, vectors: Tensor) -> Tensor:
     """A V for V of shape ``(P, m)``."""
-    with full_precision(operator.device):  # an operator's product need not see to it
+    # An operator's product need not see to it.
+    with plain_modes(), full_precision(operator.device):
         images = operator.matmat(vectors)
     if not bool(torch.isfinite(images).all()):
         raise ValueError(
@@ -332,7 +336,8 @@ def _products(operator: SymmetricOperator, vectors: Tensor) -> Tensor:
 
 def _on_sphere(operator: SymmetricOperator, count: int, generator: torch.Generator) -> Tensor:
     """Unit vectors in rows, ``(count, P)``, drawn on the CPU: one seed, one draw everywhere."""
-    draws = torch.randn(count, operator.size, generator=generator, dtype=torch.float64)
+    size = (count, operator.size)
+    draws = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
     return normalize(draws, dim=1).to(operator.device, operator.dtype)
 
 

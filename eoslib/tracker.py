@@ -274,7 +274,7 @@ class SharpnessTracker:
         size = (operator.size, min(self.k + 1, operator.size))
         # Seeded by the measurement, so that a run draws the same whichever others it runs beside.
         generator = torch.Generator().manual_seed(self._seed + self._count)
-        draw = torch.randn(size, generator=generator, dtype=torch.float64)
+        draw = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
         random = Start(draw.to(operator.device, operator.dtype), torch.empty(0))
         starts = [random] * (operator.num_runs or 1)
         residual = min(max(self._rtol, 1e-4), 1e-3)

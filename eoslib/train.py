@@ -80,7 +80,7 @@ class Minibatches:
             )
         generator = torch.Generator().manual_seed(self.seed)
         while True:
-            order = torch.randperm(num_examples, generator=generator)
+            order = torch.randperm(num_examples, generator=generator, device="cpu")
             yield from order.split(self.size)
 
 

@@ -233,3 +233,27 @@ def test_inner_products_of_long_vectors(num_runs, size, dtype):
     found = _stretches_at_once(rows, vectors)
     assert found.dtype == DOUBLE
     assert float(((found - exact) / scale).abs().max()) < (3e-5 if dtype != DOUBLE else 1e-13)
+
+
+def test_a_matrix_in_place_of_an_operator():
+    for matrix in (torch.eye(3), np.eye(3)):
+        for solve in (lanczos, lanczos_together):
+            with pytest.raises(ValueError, match=r"SymmetricOperator\.from_dense\(matrix\)"):
+                solve(matrix)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        lambda: torch.autocast("cpu"),
+        torch.inference_mode,
+        lambda: torch.device("meta"),  # the default device, for tensors made without one
+    ],
+)
+def test_a_block_around_a_solve_changes_nothing(block):
+    operator, _ = with_spectrum(torch.linspace(-1, 3, 200, dtype=torch.float32))
+    expected = lanczos(operator, 2)
+    with block():
+        found = lanczos(operator, 2)
+    assert torch.equal(found.values, expected.values)
+    assert torch.equal(found.vectors, expected.vectors)

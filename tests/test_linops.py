@@ -72,3 +72,9 @@ def test_scipys_solver_agrees(dtype):
         assert reference.num_products > 3
     with pytest.raises(ValueError, match="1 ≤ k < 30"):
         scipy_eigsh(operator, 30)
+
+
+@pytest.mark.parametrize("matrix", [torch.zeros(0, 0), torch.eye(2, dtype=torch.int64), np.eye(2)])
+def test_matrices_that_are_none(matrix):
+    with pytest.raises(ValueError, match="expected a matrix of floating-point numbers, got"):
+        SymmetricOperator.from_dense(matrix)

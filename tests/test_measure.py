@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from eoslib import Objective, build, digits, sharpness, square_loss
 from eoslib.measure import as_loss, full_batch
@@ -137,6 +143,38 @@ def test_a_loader_that_drops_examples_is_refused():
     examples = TensorDataset(torch.randn(10, 3), torch.arange(10))
     with pytest.raises(ValueError, match="left out 2 of 10 examples"):
         full_batch(DataLoader(examples, batch_size=4, drop_last=True))
+    dealt = BatchSampler(SequentialSampler(examples), 4, drop_last=True)
+    with pytest.raises(ValueError, match="left out 2 of 10 examples"):
+        full_batch(DataLoader(examples, batch_sampler=dealt))
+    with pytest.raises(ValueError, match=r"yielded no batch .*drop_last=True"):
+        full_batch(DataLoader(examples, batch_size=11, drop_last=True))
+
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter(examples)
+
+    with pytest.raises(ValueError, match="may have left out the last examples"):
+        full_batch(DataLoader(Endless(), batch_size=4, drop_last=True))
+    assert torch.equal(full_batch(DataLoader(Endless(), batch_size=4))[1], torch.arange(10))
+
+
+def test_a_measurement_leaves_the_random_state():
+    examples = TensorDataset(torch.randn(10, 3), torch.randn(10, 2))
+    model = nn.Linear(3, 2)
+    before = torch.get_rng_state()
+    for data in (examples, DataLoader(examples, batch_size=4, shuffle=True)):
+        sharpness(model, data)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("mode", ["inference", "autocast"])
+def test_the_sharpness_inside_of_inference_mode_and_autocast(mode):
+    data, model = digits(30), build("fc-relu", 64, 10, widths=(5,))
+    expected = sharpness(model, data)
+    with torch.inference_mode() if mode == "inference" else torch.autocast("cpu"):
+        assert sharpness(model, data) == expected
+        made_here = (data.inputs + 0, data.targets + 0)
+        assert sharpness(model, made_here) == expected
 
 
 @pytest.mark.parametrize(
@@ -148,6 +186,11 @@ def test_a_loader_that_drops_examples_is_refused():
         ([((torch.ones(1, 2), torch.ones(1, 2)), torch.ones(1))], "a tuple of a tuple of a tensor"),
         ([torch.ones(2, 2), torch.ones(2)], r"a tensor of shape \(2, 2\)"),
         ([(torch.ones(2), torch.tensor(1))], r"a tensor of shape \(\)"),
+        ([(torch.ones(3), torch.ones(2))], "3 inputs and 2 targets; give batches, not single"),
+        ({"x": torch.ones(1, 2)}, "got a dict with the keys 'x'"),
+        ((torch.ones(1, 2).numpy(), torch.ones(1, 2).numpy()), "NumPy arrays.*torch.from_numpy"),
+        (torch.ones(2, 2), r"expected a pair .*a tensor of shape \(2, 2\)"),
+        (None, "expected a pair .*NoneType"),
         (["ab"], "a str"),
         (
             [(torch.ones(2, length), torch.ones(2)) for length in (3, 4)],

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
 
-from eoslib import Objective, build, chebyshev, digits, lanczos
+from eoslib import Loss, Objective, build, chebyshev, digits, lanczos
 from eoslib.architectures import ACTIVATIONS
 from eoslib.eigen import lanczos_together
 from eoslib.numerics import full_precision
@@ -803,3 +805,285 @@ class TestRefusals:
         objective = self.objective()
         with pytest.raises(ValueError, match="stop on the loss"):
             objective.accuracy(objective.initial_point)
+
+
+def hessian_by_differences(objective):
+    """The Hessian from gradients alone, for models whose second derivatives are in doubt."""
+    theta = objective.initial_point
+    steps = 1e-5 * torch.eye(len(theta), dtype=DOUBLE)
+    rows = [objective.gradient(theta + s) - objective.gradient(theta - s) for s in steps]
+    return torch.stack(rows) / 2e-5
+
+
+class Applied(nn.Module):
+    """A linear layer and a function of its outputs."""
+
+    def __init__(self, function, inputs=3, outputs=2):
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.linear(x))
+
+
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_weight_normalisation_is_differentiated_twice(dim):
+    torch.manual_seed(0)
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2), dim=dim), nn.Tanh())
+    x, y = torch.randn(7, 3, dtype=DOUBLE), torch.randn(7, 2, dtype=DOUBLE)
+    objective = Objective(model, x, y, dtype=DOUBLE)
+    theta = objective.initial_point
+    assert torch.allclose(objective.outputs(theta), copy.deepcopy(model).double()(x))
+    expected = hessian_by_differences(objective)
+    assert torch.allclose(objective.hessian(theta).to_dense(), expected, atol=1e-8)
+    together = objective.hessian(torch.stack([theta, theta])) @ torch.ones(2, len(theta))
+    assert torch.allclose(together[1], expected.sum(dim=1), atol=1e-8)
+
+
+def test_complex_buffers_stay_complex():
+    class Rotated(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 4)
+            self.register_buffer("turn", torch.polar(torch.ones(2), torch.tensor([1.0, 2.0])))
+
+        def forward(self, x):
+            pairs = super().forward(x).unflatten(1, (2, 2))
+            turned = torch.view_as_complex(pairs) * self.turn
+            return torch.tanh(torch.view_as_real(turned).flatten(1))
+
+    torch.manual_seed(0)
+    model, x, y = Rotated(), torch.randn(7, 3), torch.randn(7, 4)
+    with torch.no_grad():
+        expected = 0.5 * (model(x) - y).square().sum() / 7
+    objective = Objective(model, x, y, dtype=DOUBLE)
+    assert float(objective.value(objective.initial_point)) == pytest.approx(float(expected))
+    assert objective.model._module.turn.dtype == torch.complex128
+    assert model.turn.dtype == torch.complex64
+
+
+def test_products_of_a_checkpointed_model_after_a_pass_at_another_point():
+    model = nn.Sequential(Checkpointed(), nn.Linear(4, 2))
+    x, y = torch.randn(7, 3), torch.randn(7, 2)
+    objective = Objective(model, x, y, dtype=DOUBLE)
+    theta = objective.initial_point
+    for operator in (objective.hessian(theta), objective.gauss_newton(theta)):
+        expected = operator @ theta
+        objective.gradient(3 * theta + 1)
+        assert torch.equal(operator @ theta, expected)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+
+    def forward(self, x):
+        return checkpoint(self.inner, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("kind", ["pruned", "keeps its activations"])
+def test_a_model_that_keeps_results_of_its_last_pass_is_copied(kind):
+    class Keeping(nn.Linear):
+        def forward(self, x):
+            self.kept = {"outputs": [super().forward(x)]}
+            return self.kept["outputs"][0]
+
+    torch.manual_seed(0)
+    model = Keeping(3, 2)
+    if kind == "pruned":
+        model = nn.Linear(3, 2)
+        prune.l1_unstructured(model, "weight", amount=0.5)
+    x, y = torch.randn(7, 3), torch.randn(7, 2)
+    expected = float(0.5 * (model(x).detach() - y).square().sum() / 7)
+    objective = Objective(model, x, y)
+    assert float(objective.value(objective.initial_point)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("mode", ["inference", "autocast"])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "layer norm"])
+def test_derivatives_inside_of_inference_mode_and_autocast(mode, activation):
+    if activation == "layer norm":
+        model = nn.Sequential(nn.Linear(64, 5), nn.LayerNorm(5), nn.Linear(5, 10))
+    else:
+        model = build(f"fc-{activation}", 64, 10, widths=(5,))
+
+    def measured():
+        objective = Objective.from_dataset(model, digits(20))
+        theta = objective.initial_point + 0.01
+        value, gradient = objective.value_and_gradient(theta)
+        operator = objective.hessian(theta)
+        found = [value, gradient, operator @ theta, lanczos(operator).values]
+        found += [objective.outputs(theta), objective.third_derivative(theta, theta)]
+        found += [objective.gauss_newton(theta) @ theta, operator.matmat(theta[:, None])]
+        return [one.clone() for one in found]
+
+    expected = measured()
+    inside = torch.inference_mode() if mode == "inference" else torch.autocast("cpu")
+    with inside:
+        found = measured()
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_a_custom_function_that_is_differentiable_twice():
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 3 * gradient * ctx.saved_tensors[0] ** 2
+
+    objective = Objective(Applied(Cube.apply), torch.randn(7, 3), torch.randn(7, 2), dtype=DOUBLE)
+    expected = hessian_by_differences(objective)
+    found = objective.hessian(objective.initial_point).to_dense()
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_large_outputs_are_not_taken_for_mixed_examples():
+    class Rounded(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1e-7 * 1e6 * len(x)  # as matrix products may round
+
+    x = torch.tensor([[1.0], [1e-9]]).repeat(2, 1)
+    model = Rounded(1, 1, bias=False)
+    nn.init.constant_(model.weight, 1e6)
+    Objective(model, x, torch.zeros(4, 1))
+
+
+class TestMoreRefusals:
+    """What would come out wrong without a word, or with one that only PyTorch's authors know."""
+
+    x, y = torch.randn(8, 3), torch.randn(8, 2)
+
+    def refused(self, model, message, loss="square", **changes):
+        given = {"inputs": self.x, "targets": self.y} | changes
+        with pytest.raises(ValueError, match=message):
+            Objective(model, loss=loss, **given)
+
+    def test_a_lambda_that_holds_on_to_the_original(self):
+        class Closed(nn.Linear):
+            def __init__(self):
+                super().__init__(3, 2)
+                self.scale = nn.Parameter(torch.ones(()))
+                self.scaled = lambda h: self.scale * h
+
+            def forward(self, x):
+                return self.scaled(super().forward(x))
+
+        self.refused(Closed(), "still reads parameters of the original")
+
+    def test_a_forward_pass_that_changes_the_parameters(self):
+        class Clipped(nn.Linear):
+            def forward(self, x):
+                self.weight.data.clamp_(-0.1, 0.1)
+                return super().forward(x)
+
+        self.refused(Clipped(3, 2), "changed the model's parameters")
+        model = nn.Sequential(nn.Embedding(5, 2, max_norm=0.1), nn.Flatten(), nn.Linear(6, 2))
+        self.refused(model, "max_norm", inputs=torch.randint(0, 5, (8, 3)))
+
+    def test_a_custom_function_whose_second_derivative_is_not(self):
+        class Swish(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                ctx.slope = torch.sigmoid(x) * (1 + x * (1 - torch.sigmoid(x)))
+                return x * torch.sigmoid(x)
+
+            @staticmethod
+            def backward(ctx, gradient):
+                return gradient * ctx.slope
+
+        self.refused(Applied(Swish.apply), "second derivative of Swish.*not the derivative")
+
+    def test_examples_that_are_not_in_the_first_dimension(self):
+        class Recurrent(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.lstm = nn.LSTM(2, 3)  # sequence first
+
+            def forward(self, x):
+                return self.lstm(x)[0]
+
+        x, y = torch.randn(4, 5, 2), torch.randn(4, 5, 3)
+        self.refused(Recurrent(), "batch_first=True", inputs=x, targets=y)
+
+    def test_a_layer_that_is_left_out_at_times(self):
+        class Skipping(nn.Linear):
+            def forward(self, x):
+                outputs = super().forward(x)
+                return outputs if torch.rand(()) > 0.2 else 0 * outputs
+
+        for seed in range(5):
+            torch.manual_seed(seed)
+            self.refused(Skipping(3, 2), "the model is random")
+
+    def test_parameters_that_are_complex_lazy_or_nowhere(self):
+        class Complex(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.w = nn.Parameter(torch.randn(3, 2, dtype=torch.complex64))
+
+            def forward(self, x):
+                return (x.to(self.w.dtype) @ self.w).abs()
+
+        self.refused(Complex(), "'w' is torch.complex64, and θ is a real vector")
+        self.refused(nn.Sequential(nn.LazyLinear(2)), "'0.weight' has no shape yet.*once")
+        self.refused(nn.Linear(3, 2, device="meta"), "'weight' is on the meta device")
+
+    def test_a_model_that_cannot_be_copied(self):
+        model = nn.Linear(3, 2)
+        model.lock = threading.Lock()
+        self.refused(model, "cannot be copied .*lock")
+
+        class Single(nn.Linear):
+            def __deepcopy__(self, memo):
+                return self
+
+        single = Single(3, 2)
+        self.refused(single, "shares parameters with the original")
+        assert torch.isfinite(single.weight).all()
+
+    @pytest.mark.parametrize(
+        ("terms", "message"),
+        [
+            (lambda f, y: (f - y).square().mean(), r"shape \(\) for 8 examples.*do not average"),
+            (lambda f, y: (f - y).square(), r"\(8, 1\) and targets \(8,\) were broadcast"),
+            (lambda f, y: (f[:, 0] > y).float(), "in a differentiable way"),
+        ],
+    )
+    def test_losses_that_are_no_sum_over_examples(self, terms, message):
+        loss = Loss("own", "own", terms, lambda f, y: None)
+        self.refused(nn.Linear(3, 1), message, loss, targets=self.y[:, 0])
+
+    def test_a_torch_loss_and_a_point_that_is_no_tensor(self):
+        self.refused(nn.Linear(3, 2), "PyTorch's MSELoss; eoslib.measure.as_loss", nn.MSELoss())
+        objective = Objective(nn.Linear(3, 2), self.x, self.y)
+        with pytest.raises(ValueError, match=r"tensor of shape \(8,\), got a ndarray"):
+            objective.value(objective.initial_point.numpy())
+
+    def test_what_to_do_about_targets(self):
+        model = nn.Linear(3, 1)
+        self.refused(model, r"targets.reshape\(8, 1\)", targets=self.y[:, 0])
+        self.refused(model, r"targets.double\(\)", targets=torch.arange(8)[:, None])
+        labels = torch.ones(8, dtype=torch.int32)
+        self.refused(nn.Linear(3, 2), r"labels.long\(\)", "cross_entropy", targets=labels)
+
+
+def test_a_parameter_that_is_a_single_number_at_several_points():
+    class Scaled(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 2)
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x):
+            return self.scale * torch.tanh(super().forward(x))
+
+    objective = Objective(Scaled(), torch.randn(5, 3), torch.randn(5, 2), dtype=DOUBLE)
+    points = objective.initial_point + torch.tensor([[0.0], [0.1]], dtype=DOUBLE)
+    gradients, products = objective.gradient(points), objective.hessian(points) @ points
+    for row, point in enumerate(points):
+        assert torch.allclose(gradients[row], objective.gradient(point))
+        assert torch.allclose(products[row], objective.hvp(point, point))

@@ -421,3 +421,10 @@ def test_arguments_out_of_range():
     for resolution in (0.0, 1.1, math.nan):
         with pytest.raises(ValueError, match="resolution must lie in"):
             sharpness_between(objective, theta, end, resolution=resolution)
+
+
+def test_a_point_that_is_no_tensor():
+    objective = Objective(nn.Linear(2, 1), torch.ones(3, 2), torch.ones(3, 1))
+    theta = objective.initial_point
+    with pytest.raises(ValueError, match="expected a parameter vector, got a ndarray"):
+        sharpness_between(objective, theta.numpy(), theta + 1)

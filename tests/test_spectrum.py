@@ -379,3 +379,24 @@ def test_wrong_arguments():
             density.density(width=width)
     with pytest.raises(ValueError, match=r"grid must have shape \(g,\), got \(2, 2\)"):
         density.density(torch.zeros(2, 2))
+
+
+def test_a_matrix_in_place_of_an_operator():
+    for estimate in (spectral_density, trace, hutchinson_trace):
+        with pytest.raises(ValueError, match=r"SymmetricOperator\.from_dense\(matrix\)"):
+            estimate(torch.eye(3))
+
+
+@pytest.mark.parametrize("block", [lambda: torch.autocast("cpu"), torch.inference_mode])
+def test_a_block_around_an_estimate_changes_nothing(block):
+    operator, _ = with_spectrum(torch.linspace(-1, 3, 50, dtype=torch.float32))
+
+    def estimates():
+        density = spectral_density(operator, num_probes=2, num_steps=20)
+        return density.nodes, trace(operator, num_products=9), hutchinson_trace(operator)
+
+    nodes, *traces = estimates()
+    with block():
+        found, *again = estimates()
+    assert torch.equal(found, nodes)
+    assert again == traces
