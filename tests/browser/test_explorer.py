@@ -423,6 +423,7 @@ def test_every_control_has_a_name_and_every_id_is_unique(shown: Any) -> None:
 @browser_test
 def test_table_lists_all_runs(shown: Any) -> None:
     shown.locator(".eos-table summary").click()
+    shown.locator(".eos-table tbody tr").first.wait_for()  # filled a moment later
     rows = shown.locator(".eos-table tbody tr").all_inner_texts()
     assert len(rows) == 13
     assert rows[-1].split("\t")[0] == "0.5"

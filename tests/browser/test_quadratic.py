@@ -228,7 +228,7 @@ def test_a_diverging_path_ends_outside_the_map(shown: Any) -> None:
 @browser_test
 def test_the_table_lists_every_step(shown: Any) -> None:
     shown.locator(".eos-table summary").click()
-    settle(shown)
+    shown.locator(".eos-table tr").first.wait_for()  # filled a moment later
     rows = shown.locator(".eos-table tr").all_inner_texts()
     assert rows[0].split("\t") == ["step", "x₁", "x₂", "loss"]
     assert rows[2].split("\t") == ["1", "0.6", "1.71", "3.26"]
