@@ -1087,3 +1087,32 @@ def test_a_parameter_that_is_a_single_number_at_several_points():
     for row, point in enumerate(points):
         assert torch.allclose(gradients[row], objective.gradient(point))
         assert torch.allclose(products[row], objective.hvp(point, point))
+
+
+def test_a_function_that_is_not_to_be_had_in_float64_is_taken_as_it_is():
+    """A kernel of single precision: its second derivative cannot be held against differences."""
+
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            if x.dtype != torch.float32:
+                raise RuntimeError("only float32")
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (x,) = ctx.saved_tensors
+            return 3 * x**2 * gradient
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[0.7]]))
+
+        def forward(self, x):
+            return Cube.apply(x @ self.weight)
+
+    objective = Objective(Model(), torch.ones(2, 1), torch.zeros(2, 1), dtype="float32")
+    product = objective.hessian(objective.initial_point) @ torch.ones(1)
+    assert product.item() == pytest.approx(15 * 0.7**4, rel=1e-5)  # of w⁶/2
