@@ -167,10 +167,12 @@ def aligned(right: Mapping[str, Said], wrong: Mapping[str, Said]) -> dict[str, S
 
 
 def how_blind(right: float, wrong: list[float]) -> str:
-    """What a line that noticed nothing measured: a number that never moves, or one that does."""
+    """What a line that noticed nothing measured, and in how many runs with errors."""
+    if not wrong:
+        return f"{right:.4g}; no run with an error came to it"
     if all(value == right for value in wrong):
-        return f"{right:.4g}, the same in all runs that came to it"
-    return f"{right:.4g}, between {min(wrong):.4g} and {max(wrong):.4g} in the runs with errors"
+        return f"{right:.4g}, and the same with each of {len(wrong)} errors"
+    return f"{right:.4g}; {min(wrong):.4g} to {max(wrong):.4g} with {len(wrong)} errors"
 
 
 def main(arguments: list[str] | None = None) -> int:

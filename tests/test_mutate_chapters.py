@@ -96,6 +96,10 @@ def test_a_line_whose_name_holds_a_count_is_found_again_and_has_noticed() -> Non
     }
 
 
+def test_a_line_that_no_error_came_to_is_not_one_that_none_moved() -> None:
+    assert mutate_chapters.how_blind(1.5, []) == "1.5; no run with an error came to it"
+
+
 @pytest.mark.slow
 def test_what_noticed_nothing_is_listed_with_its_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -108,9 +112,8 @@ def test_what_noticed_nothing_is_listed_with_its_numbers(
     assert capsys.readouterr().out.splitlines() == [
         "chapter.ipynb: 1 of 3 check lines noticed an error",
         f"    {name}: 1 noticed",
-        "    noticed nothing: C24: of both, the ratio: 300, between 375 and 375 in the runs with "
-        "errors",
-        "    noticed nothing: Toy: one half: 0.5, the same in all runs that came to it",
+        "    noticed nothing: C24: of both, the ratio: 300; 375 to 375 with 1 errors",
+        "    noticed nothing: Toy: one half: 0.5, and the same with each of 1 errors",
     ]
 
 
