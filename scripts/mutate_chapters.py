@@ -170,9 +170,10 @@ def how_blind(right: float, wrong: list[float]) -> str:
     """What a line that noticed nothing measured, and in how many runs with errors."""
     if not wrong:
         return f"{right:.4g}; no run with an error came to it"
+    errors = f"{len(wrong)} error" + "s" * (len(wrong) > 1)
     if all(value == right for value in wrong):
-        return f"{right:.4g}, and the same with each of {len(wrong)} errors"
-    return f"{right:.4g}; {min(wrong):.4g} to {max(wrong):.4g} with {len(wrong)} errors"
+        return f"{right:.4g}, and the same with {errors}"
+    return f"{right:.4g}; {min(wrong):.4g} to {max(wrong):.4g} with {errors}"
 
 
 def main(arguments: list[str] | None = None) -> int:

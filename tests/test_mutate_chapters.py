@@ -112,8 +112,8 @@ def test_what_noticed_nothing_is_listed_with_its_numbers(
     assert capsys.readouterr().out.splitlines() == [
         "chapter.ipynb: 1 of 3 check lines noticed an error",
         f"    {name}: 1 noticed",
-        "    noticed nothing: C24: of both, the ratio: 300; 375 to 375 with 1 errors",
-        "    noticed nothing: Toy: one half: 0.5, and the same with each of 1 errors",
+        "    noticed nothing: C24: of both, the ratio: 300; 375 to 375 with 1 error",
+        "    noticed nothing: Toy: one half: 0.5, and the same with 1 error",
     ]
 
 
