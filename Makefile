@@ -97,9 +97,10 @@ test-library: environment  ## run the tests of the library and of the tools
 test-notebooks: environment  ## execute the chapters and compare what their check cells print
 	$(call pytest,OMP_NUM_THREADS=1,-n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with=scripts/nbval.cfg $(CHAPTERS))
 
+# Two browsers at a time, each with whole files of tests. (One browser leaves a core idle half of the time.)
 .PHONY: test-book
 test-book: book  ## build the book, inspect it and try it in a browser
-	$(call pytest,,-m "built or browser or lab" tests/built tests/browser)
+	$(call pytest,,-n 2 --dist loadfile -m "built or browser or lab" tests/built tests/browser)
 
 .PHONY: clean
 clean:  ## remove what was built, but not .venv

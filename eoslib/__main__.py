@@ -125,7 +125,7 @@ def _chosen(given: argparse.Namespace) -> dict[str, Any]:
 def _run_all(experiments: Sequence[Experiment], out: Path, given: argparse.Namespace) -> list[Run]:
     """Run experiments with their progress shown, and say what came of each."""
     found = {}
-    for batch in batches_of(experiments):
+    for batch in batches_of(experiments, given.device):
         label = batch[0].name if len(batch) == 1 else f"{len(batch)} × {batch[0].architecture}"
         line = ProgressLine(label)
 

@@ -182,6 +182,9 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     name: make for name, (_, make) in _MAKERS.items()
 }
 
+#: The networks for images: they consist of convolutions.
+CONVOLUTIONAL = {name for name, (takes, _) in _MAKERS.items() if takes == _IMAGES}
+
 
 def build(
     name: str,

@@ -360,6 +360,14 @@ def test_what_differs_in_the_rule_only_runs_together(tmp_path):
     assert len(batches_of([small(**taylor), small(lr=0.2, **taylor), flow, flow])) == 3
 
 
+def test_convolutions_run_one_by_one_on_a_cpu():
+    images = {**SMALL, "dataset": "cifar10-10-per_pixel", "architecture": "cnn-relu"}
+    pair = [Experiment(**images, optimizer="gd", lr=lr) for lr in (0.1, 0.2)]
+    assert len(batches_of(pair)) == len(batches_of(pair, "cuda")) == 1
+    assert len(batches_of(pair, "cpu")) == len(batches_of(pair, torch.device("cpu"))) == 2
+    assert len(batches_of([small(lr=0.1), small(lr=0.2)], "cpu")) == 1
+
+
 class Elsewhere:
     """An executor on another machine: everything travels as bytes, and the disk is another."""
 

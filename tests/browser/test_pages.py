@@ -109,14 +109,27 @@ def assert_nothing_happened(page: Any) -> None:
     assert page.problems == []
 
 
+def assert_the_first_slider_changes_a_plot(page: Any) -> None:
+    slider = page.locator("article input[type=range]").first
+    slider.wait_for(timeout=10_000)
+    page.wait_for_function(SETTLED, timeout=10_000)
+    before = page.evaluate(DRAWN)
+    at_the_end = slider.evaluate("(e) => Number(e.value) === Number(e.max)")
+    slider.focus()
+    page.keyboard.press("ArrowLeft" if at_the_end else "ArrowRight")
+    page.wait_for_function(f"(before) => ({DRAWN})() !== before", arg=before, timeout=10_000)
+
+
 @pytest.mark.parametrize("entry", [*ENTRIES, *PAGES_AROUND])
-def test_page_opens_without_network_or_complaint(visit: Callable[..., Any], entry: str) -> None:
+def test_page_works_without_network_or_complaint(visit: Callable[..., Any], entry: str) -> None:
     page = visit(f"{entry}.html")
     if entry in ENTRIES:
         assert page.locator("article h1").first.is_visible()
         if book.has_maths(entry):
             assert page.locator("mjx-container").count() > 0
     assert page.locator("[data-mjx-error], mjx-merror").count() == 0
+    if entry in WITH_WIDGETS:
+        assert_the_first_slider_changes_a_plot(page)
     assert_nothing_happened(page)
 
 
@@ -126,6 +139,8 @@ def test_the_file_to_open_leads_to_the_first_page(visit: Callable[..., Any]) -> 
     assert_nothing_happened(page)
 
 
+# How wide a page is does not depend on where it came from.
+@pytest.mark.parametrize("address", ["file"], indirect=True)
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_page_fits_a_phone(visit: Callable[..., Any], entry: str) -> None:
     page = visit(f"{entry}.html", viewport=PHONE)
@@ -169,18 +184,4 @@ def test_figures_are_drawn_for_the_theme(
     for figure in figures:
         assert figure.locator("img.in-light").is_visible()
         assert not figure.locator("img.in-dark").is_visible()
-    assert_nothing_happened(page)
-
-
-@pytest.mark.parametrize("entry", WITH_WIDGETS)
-def test_the_slider_of_a_widget_changes_its_plot(visit: Callable[..., Any], entry: str) -> None:
-    page = visit(f"{entry}.html")
-    slider = page.locator("article input[type=range]").first
-    slider.wait_for(timeout=10_000)
-    page.wait_for_function(SETTLED, timeout=10_000)
-    before = page.evaluate(DRAWN)
-    at_the_end = slider.evaluate("(e) => Number(e.value) === Number(e.max)")
-    slider.focus()
-    page.keyboard.press("ArrowLeft" if at_the_end else "ArrowRight")
-    page.wait_for_function(f"(before) => ({DRAWN})() !== before", arg=before, timeout=10_000)
     assert_nothing_happened(page)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import re
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -26,7 +27,9 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 SIZE_BUDGET = 1_500_000  # bytes of one page with the images and shared data that only it brings
 
 
+@cache
 def soup(entry: str) -> BeautifulSoup:
+    """The page as a tree, which no test changes: to read the largest takes two seconds."""
     path = book.html_path(entry)
     assert path.is_file(), f"{path} is missing: `make book` builds it"
     return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
@@ -177,6 +180,7 @@ def test_page_names_no_outside_file(entry: str) -> None:
 def test_local_links_lead_somewhere(entry: str) -> None:
     here = book.html_path(entry)
     page = soup(entry)
+    ids = {tag["id"] for tag in page.find_all(id=True)}
     for link in page.find_all("a", href=True):
         parts = urlsplit(link["href"])
         if parts.scheme or parts.netloc:
@@ -184,7 +188,7 @@ def test_local_links_lead_somewhere(entry: str) -> None:
         target = (here.parent / unquote(parts.path)).resolve() if parts.path else here
         assert target.is_file(), f"{entry} links to {link['href']}"
         if parts.fragment and target == here:
-            assert page.find(id=unquote(parts.fragment)), f"{entry} links to {link['href']}"
+            assert unquote(parts.fragment) in ids, f"{entry} links to {link['href']}"
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
