@@ -756,12 +756,13 @@ function render({ model, el }) {
     names.forEach(([text, x, y, align]) => label(context, text, x, y, { align }));
   }
 
+  // With a parity the points are steps, and every second one is open.
   function dots(context, points, parity) {
     const ink = color(stepSize);
-    for (const open of [0, 1]) {
+    for (const open of parity === undefined ? [0] : [0, 1]) {
       context.beginPath();
       points.forEach(([x, y], i) => {
-        if ((i + parity) % 2 !== open) return;
+        if (parity !== undefined && (i + parity) % 2 !== open) return;
         context.moveTo(x + 2, y);
         context.arc(x, y, 2, 0, 7);
       });
@@ -836,13 +837,13 @@ function render({ model, el }) {
       text = "the network's fit and the targets";
       const x = scale({ low: -1.05, high: 1.05 }, 0, width), y = scale({ low: -1.6, high: 1.6 }, height, 0);
       if (fit) stroke(context, paint.ink, [[...fit].map((v, i) => [x(-1 + i / 40), y(v)])]);
-      dots(context, [...task.targets].map((v, i) => [x(task.inputs[i]), y(v)]), 0);
+      dots(context, [...task.targets].map((v, i) => [x(task.inputs[i]), y(v)]));
     } else if (kind === "linear") {
       text = "outputs against targets";
       const reach = 1.1 * Math.max(...task.targets.map(Math.abs)), at = scale({ low: -reach, high: reach }, 0, width);
       const y = scale({ low: -reach, high: reach }, height, 0);
       stroke(context, paint.muted, [[[at(-reach), y(-reach)], [at(reach), y(reach)]]], { width: 1 });
-      if (fit) dots(context, [...fit].map((v, i) => [at(task.targets[i]), y(v)]), 0);
+      if (fit) dots(context, [...fit].map((v, i) => [at(task.targets[i]), y(v)]));
     } else {
       text = `decision regions: ${share}`;
       const side = fit ? Math.sqrt(fit.length / 2) : 1, size = Math.min(width, height), cell = size / side;
