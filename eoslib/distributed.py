@@ -21,6 +21,7 @@ different ways get an error and not a gradient of nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from torch import distributed as dist
 
 from eoslib.data import Dataset
 from eoslib.linops import SymmetricOperator
-from eoslib.losses import Loss
+from eoslib.losses import LOSSES, Loss, get_loss
 from eoslib.objective import Objective
 
 __all__ = ["DistributedHessian", "DistributedObjective", "shard_of"]
@@ -112,6 +113,7 @@ class DistributedObjective:
                 f'{num_ranks} ranks; use batch_norm="ghost" with a chunk_size'
             )
         part = shard_of(len(inputs), rank, num_ranks, options.get("chunk_size"))
+        loss = _checked_against_all(get_loss(loss), targets)
         self.local = Objective(model, inputs[part], targets[part], loss, **options)
         self.device, self.dtype, self.loss = self.local.device, self.local.dtype, self.local.loss
         self.num_examples = len(inputs)
@@ -257,6 +259,17 @@ class DistributedHessian(SymmetricOperator):
     def _multiply_rows(self, rows: Tensor) -> Tensor:
         self._objective._compare(rows, "the block of vectors")
         return self._objective._sum(self._local.matmat(rows.T).T)
+
+
+def _checked_against_all(loss: Loss, targets: Tensor) -> Loss:
+    """A loss whose factor belongs to all targets (`as_loss`) is checked against all of them."""
+    if loss in LOSSES.values():
+        return loss
+
+    def check(outputs: Tensor, own: Tensor) -> None:
+        loss.check(outputs[:1].expand(len(targets), *outputs.shape[1:]), targets)
+
+    return replace(loss, check=check)
 
 
 def _fingerprint(tensor: Tensor) -> Tensor:

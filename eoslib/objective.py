@@ -105,7 +105,8 @@ class Objective:
                 Parameters with ``requires_grad=False`` stay frozen and are no part of θ.
             inputs: ``(n, ...)``; floating inputs are cast to ``dtype``, integers are kept.
             targets: see `eoslib.losses`.
-            loss: ``"square"``, ``"cross_entropy"`` or a `Loss`.
+            loss: ``"square"``, ``"cross_entropy"`` or a `Loss`; `eoslib.measure.as_loss` makes one
+                of PyTorch's modules.
             chunk_size: examples per pass; bounds the memory. The result does not depend on it
                 beyond rounding, also when it does not divide n, except with ghost batches.
                 ``None``: all at once.
@@ -198,7 +199,10 @@ class Objective:
     def minibatch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
         """The gradient of the mean loss of some of the examples, of θ's shape.
 
-        An unbiased estimate of ∇L(θ) when the examples are drawn uniformly.
+        An unbiased estimate of ∇L(θ) when the examples are drawn uniformly: each example has the
+        weight that it has in L. Where a loss divides by something that belongs to all targets, such
+        as the total of class weights (`eoslib.measure.as_loss`), so does the mini-batch's, n/b
+        times: it is not divided by the mini-batch's own total.
 
         Args:
             theta: ``(P,)``, or ``(R, P)``.
@@ -448,7 +452,12 @@ class Objective:
                 leaf = outputs.detach().requires_grad_()
                 shares = self._shares(leaf, y)
                 (slope,) = _gradients(shares, [leaf], create_graph=products)
-            return shares.detach(), slope.detach(), lambda v: _products([slope], [leaf], [v])[0]
+
+            def bent(vector: Tensor) -> Tensor:
+                # A copy: where a loss bends nowhere, this is one of PyTorch's immutable zeros.
+                return _products([slope], [leaf], [vector])[0].clone()
+
+            return shares.detach(), slope.detach(), bent
 
         with torch.no_grad():
             return ChainPass(self._chain, self.model.split, points, x, slope, products=products)

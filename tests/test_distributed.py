@@ -12,7 +12,15 @@ import torch
 
 from eoslib import Objective, digits
 from eoslib.distributed import DistributedObjective, _fingerprint, shard_of
-from tests.distributed_ranks import DOUBLE, GHOST, batch_norm_task, measure, network, trained
+from tests.distributed_ranks import (
+    DOUBLE,
+    GHOST,
+    batch_norm_task,
+    measure,
+    network,
+    trained,
+    weighted_task,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,9 +44,11 @@ def test_two_ranks_give_what_one_process_gives(ranks):
     ghost = Objective(*batch_norm_task(), **GHOST)
     theta = objective.initial_point
     accuracy = {"accuracy": torch.tensor(objective.accuracy(theta))}
+    weighted = Objective(*weighted_task(), dtype=DOUBLE)
     expected = {
         "dense": measure(objective, theta) | accuracy | trained(objective),
         "ghost": measure(ghost, ghost.initial_point),
+        "weighted": measure(weighted, weighted.initial_point),
     }
     for name, numbers in expected.items():
         for what, number in numbers.items():
