@@ -120,8 +120,10 @@ class DistributedObjective:
         self.num_parameters = self.local.num_parameters
         self.initial_point = self.local.initial_point
         self._weight = self.local.num_examples / self.num_examples
-        self._compare(inputs.detach(), "the inputs")
-        self._compare(targets.detach(), "the targets")
+        self._digests = {  # of all examples, which are not kept
+            name: f"{self._compare(tensor.detach(), f'the {name}'):x}"
+            for name, tensor in (("inputs", inputs), ("targets", targets))
+        }
         self._compare(self.initial_point, "the initial parameters")
 
     @classmethod
@@ -208,6 +210,10 @@ class DistributedObjective:
         """A fresh copy of the network whose parameters are θ."""
         return self.local.module_at(theta)
 
+    def digests(self) -> dict[str, str]:
+        """Short hashes of what L is made of; the same on any number of ranks."""
+        return self.local.digests() | self._digests
+
     @property
     def _ranks(self) -> range:
         return range(dist.get_world_size(self._group))
@@ -218,8 +224,8 @@ class DistributedObjective:
         dist.all_reduce(total, group=self._group)
         return total
 
-    def _compare(self, tensor: Tensor, name: str) -> None:
-        """Refuse, on every rank, what is not the same on all."""
+    def _compare(self, tensor: Tensor, name: str) -> int:
+        """The fingerprint; refuse, on every rank, what is not the same on all."""
         mark = _fingerprint(tensor.detach()).to(self.device)
         ends = torch.stack([mark, -mark])
         dist.all_reduce(ends, op=dist.ReduceOp.MIN, group=self._group)
@@ -228,6 +234,7 @@ class DistributedObjective:
                 f"{name}: not the same on all {len(self._ranks)} ranks. Every rank has to make the "
                 "same choices: one seed, the same arguments in the same order"
             )
+        return int(mark)
 
 
 class DistributedHessian(SymmetricOperator):

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eoslib.checkpoint import Checkpoint, digest, moved
+from eoslib.checkpoint import DIGESTS, Checkpoint, digest, moved
 from eoslib.numerics import limited_threads
 from eoslib.objective import Objective
 from eoslib.recorder import Measurement, Recorder, Snapshot, StopRule, restore, state_of
@@ -119,12 +119,14 @@ def gradient_flow(
         "num_steps": num_ticks,
     }
     recorder = Recorder(objective, settings or {}, method)
-    identity = {
+    identity: dict[str, Any] = {
         "runs": [recorder.settings],
         "start": digest(point),
         "tracker": tracker.settings,
         "measurements": names[3:],
     }
+    if checkpoint is not None:
+        identity[DIGESTS] = objective.digests()
     largest, step, first = 0.0, 0.0, 0
     if checkpoint is not None and (state := checkpoint.load(identity)) is not None:
         first, largest, step = state["ticks"], state["largest"], state["step"]

@@ -21,6 +21,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from eoslib.checkpoint import digest
 from eoslib.data import Dataset
 from eoslib.functional_model import BatchNormMode, FunctionalModel
 from eoslib.linear_chain import ChainPass
@@ -321,6 +322,20 @@ class Objective:
     def module_at(self, theta: Tensor) -> nn.Module:
         """A fresh copy of the network whose parameters are θ."""
         return self.model.module_at(self._checked_point(theta, several=False))
+
+    def digests(self) -> dict[str, str]:
+        """Short hashes of what L is made of beside θ and settings; for a checkpoint.
+
+        The same on every device. Cost: a pass over the data; see `eoslib.checkpoint.digest`.
+        """
+        layers = self.model.layers()
+        if self.model.mixes_examples:
+            layers += f"; statistics of {self.chunk_size} examples"
+        return {
+            "inputs": digest(self.inputs),
+            "targets": digest(self.targets),
+            "layers, buffers and frozen parameters": digest(*self.model.constants(), text=layers),
+        }
 
     # -- construction ---------------------------------------------------------------------------
 

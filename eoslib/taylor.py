@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from eoslib.checkpoint import digest
 from eoslib.linops import SymmetricOperator
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class TaylorQuadratic:
             raise ValueError(
                 f"expected theta of shape ({objective.num_parameters},), got {tuple(theta.shape)}"
             )
-        self._frozen = objective.hessian(theta)
+        self._objective, self._frozen = objective, objective.hessian(theta)
         self.device, self.dtype, self.loss = objective.device, objective.dtype, objective.loss
         self.num_parameters, self.num_examples = objective.num_parameters, objective.num_examples
         self.initial_point = theta.detach().to(self.device, self.dtype).clone()
@@ -77,6 +78,10 @@ class TaylorQuadratic:
         slope = self._frozen.gradient
         self.num_gradients += 1
         return self._frozen.value + (shift * (slope + bent / 2)).sum(dim=-1), slope + bent
+
+    def digests(self) -> dict[str, str]:
+        """Those of the loss that is modelled, and of θ₀; see `Objective.digests`."""
+        return self._objective.digests() | {"parameters expanded at": digest(self.initial_point)}
 
     def hessian(self, theta: Tensor) -> QuadraticHessian:
         """H, the same at every θ ``(P,)`` or ``(R, P)``, with q and ∇q at θ."""

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eoslib.checkpoint import digest
 from eoslib.losses import Loss, check_square, cross_entropy, get_loss
 
 __all__ = ["as_loss"]
@@ -59,7 +60,7 @@ _NOT_KNOWN: dict[type[nn.Module], str] = dict.fromkeys(
     ),
     "it takes more than outputs and targets",
 )
-#: Tensors with more entries are named by their sum.
+#: Tensors with more entries are named by their digest.
 _FEW = 10
 
 
@@ -223,7 +224,7 @@ def _named(loss: Any) -> str:
             continue
         if isinstance(value, Tensor):
             few = value.numel() <= _FEW
-            shown = str(value.tolist()) if few else f"{value.numel()} of sum {value.sum():.6g}"
+            shown = str(value.tolist()) if few else f"{value.numel()} of digest {digest(value)}"
             options.append(f"{name}={shown}")
         elif value != getattr(usual, name):
             options.append(f"{name}={value!r}")

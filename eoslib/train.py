@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eoslib.checkpoint import Checkpoint, digest, moved
+from eoslib.checkpoint import DIGESTS, Checkpoint, digest, moved
 from eoslib.numerics import limited_threads
 from eoslib.objective import Objective
 from eoslib.recorder import (
@@ -123,7 +123,8 @@ def train(
         checkpoint: where to save the state now and then, and to go on from if there is one: the
             record is then that of a run which was never cut off, to the bit on the same machine,
             as long as the measurements and stop rules are functions of their arguments. Its
-            provenance says where it was resumed.
+            provenance says where it was resumed. Other settings, other data or another model than
+            the checkpoint's are refused; see `eoslib.checkpoint`.
 
     Raises:
         ValueError: ``num_steps`` is not a positive integer, two measurements share a name, a
@@ -201,6 +202,15 @@ def train_together(
         )
         for rule in rules
     ]
+    identity: dict[str, Any] = {
+        "runs": [progress.record.settings for progress in progresses],
+        "start": digest(start),
+        "tracker": tracker.settings,
+        "measurements": names[3:],
+        "divergence_factor": divergence_factor,
+    }
+    if checkpoint is not None:
+        identity[DIGESTS] = objective.digests()
     loop = _Loop(
         objective,
         tracker,
@@ -212,13 +222,7 @@ def train_together(
         divergence_factor,
         num_steps,
         checkpoint,
-        {
-            "runs": [progress.record.settings for progress in progresses],
-            "start": digest(start),
-            "tracker": tracker.settings,
-            "measurements": names[3:],
-            "divergence_factor": divergence_factor,
-        },
+        identity,
     )
     with limited_threads(objective.num_parameters * objective.num_examples):
         loop.run(progresses)

@@ -118,6 +118,7 @@ def main(folder: Path) -> None:
         | trained(objective),
         "ghost": measure(ghost, ghost.initial_point),
         "weighted": measure(weighted, weighted.initial_point),
+        "digests": objective.digests(),
         "shards": [objective.local.num_examples, ghost.local.num_examples],
         "counts": [objective.num_examples, objective.num_gradients, objective.num_products],
         "refusals": refusals(objective),

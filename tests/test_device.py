@@ -126,6 +126,12 @@ def test_derivatives(same, loss, chunk_size, network):
     same(derivatives, loss=loss, chunk_size=chunk_size, network=network)
 
 
+def test_digests_for_checkpoints_are_those_of_the_cpu():
+    with accelerator():
+        there = objective(DEVICE).digests()
+    assert there == objective("cpu").digests()
+
+
 def test_class_weights_come_along(same):
     data, weight = digits(60), torch.arange(1.0, 11)
     loss = as_loss(nn.CrossEntropyLoss(weight, ignore_index=3, label_smoothing=0.1), data.labels)

@@ -58,6 +58,7 @@ def test_two_ranks_give_what_one_process_gives(ranks):
             # a run's loss is kept and compared like everything else, after twelve steps
             assert torch.allclose(first, number, rtol=1e-9, atol=1e-12), (name, what)
     assert [rank["shards"] for rank in ranks] == [[15, 6], [16, 5]]  # whole chunks of 5 and of 3
+    assert ranks[0]["digests"] == ranks[1]["digests"]  # of all examples, not of each rank's
     assert ranks[0]["counts"] == ranks[1]["counts"]
     assert ranks[0]["counts"][0] == 31
 
