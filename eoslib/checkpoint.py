@@ -23,7 +23,6 @@ its settings alone, with a warning, so that no training under way is lost.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import signal
@@ -39,6 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eoslib._arguments import a_number
 from eoslib.runs import written_atomically
 
 __all__ = ["Checkpoint", "CheckpointError"]
@@ -71,7 +71,7 @@ class Checkpoint:
         Raises:
             ValueError: the interval is negative or no number.
         """
-        if not interval >= 0:
+        if not a_number("interval", interval, advice="; it is in seconds") >= 0:
             raise ValueError(f"interval is a number of seconds, at least 0, got {interval!r}")
         self.path = Path(path)
         self.interval = interval
@@ -183,18 +183,6 @@ def moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(moved(item, device) for item in value)
     return value
-
-
-def digest(*tensors: Tensor, text: str = "") -> str:
-    """A short hash of the bits of tensors, in order, and of a text.
-
-    Cost: a pass over the numbers; 0.1 s for 5,000 images of 3,072 numbers in float32.
-    """
-    total = hashlib.sha256(text.encode())
-    for tensor in tensors:
-        # As bytes, because NumPy does not know every dtype.
-        total.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
-    return total.hexdigest()[:16]
 
 
 def _difference(was: Any, asked: Any, where: str = "") -> str:

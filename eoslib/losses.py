@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eoslib._arguments import shown
 from eoslib._names import look_up
 
 __all__ = [
@@ -157,7 +158,11 @@ def get_loss(loss: str | Loss) -> Loss:
             f"got PyTorch's {type(loss).__name__}; eoslib.measure.as_loss(loss, targets) makes a "
             "Loss of it, with the factor that it has"
         )
-    return loss if isinstance(loss, Loss) else look_up(LOSSES, loss, "loss")
+    if isinstance(loss, Loss):
+        return loss
+    if not isinstance(loss, str):
+        raise ValueError(f"a loss is a name or a Loss, got {shown(loss)}; see eoslib.losses.Loss")
+    return look_up(LOSSES, loss, "loss")
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:

@@ -21,13 +21,13 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from eoslib.checkpoint import digest
+from eoslib._arguments import a_function, a_tensor, shown
 from eoslib.data import Dataset
 from eoslib.functional_model import BatchNormMode, FunctionalModel
 from eoslib.linear_chain import ChainPass
 from eoslib.linops import SymmetricOperator, plain_modes
 from eoslib.losses import LOSSES, Loss, accuracy, get_loss, square_loss
-from eoslib.numerics import full_precision, resolve_device, resolve_dtype
+from eoslib.numerics import digest, full_precision, resolve_device, resolve_dtype
 
 __all__ = ["Hessian", "Objective"]
 
@@ -128,6 +128,13 @@ class Objective:
                 twice; no trainable parameters; a loss that averages, broadcasts or cannot be
                 differentiated; a bad chunk size, device, dtype or loss name.
         """
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"the model must be a torch.nn.Module, got {shown(model)}; a function of weights "
+                "and inputs becomes one by a class with nn.Parameter and forward"
+            )
+        if output is not None:
+            a_function("output", output, "it takes the tensor of outputs out of the model's result")
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype)
         self.loss = get_loss(loss)
@@ -151,7 +158,16 @@ class Objective:
     def from_dataset(
         cls, model: nn.Module, data: Dataset, loss: str | Loss = "square", **options: object
     ) -> Objective:
-        """The objective of a model on a `Dataset`; further options as for the constructor."""
+        """The objective of a model on a `Dataset`; further options as for the constructor.
+
+        Raises:
+            ValueError: as the constructor; what was given is no `Dataset`.
+        """
+        if not isinstance(data, Dataset):
+            raise ValueError(
+                f"expected a Dataset of eoslib, got {shown(data)}; for tensors there is "
+                "Objective(model, inputs, targets), for a loader eoslib.measure.full_batch(loader)"
+            )
         return cls(model, data.inputs, data.targets, loss, **options)  # type: ignore[arg-type]
 
     # -- values and derivatives -----------------------------------------------------------------
@@ -210,13 +226,24 @@ class Objective:
             indices: ``(b,)`` int64, positions among the n examples; one may occur twice.
 
         Raises:
-            ValueError: no indices, or a network whose batch-norm layers take batch statistics: a
-                mini-batch has others, so this would be the gradient of another loss.
+            ValueError: no indices, or indices of none of the n examples; or a network whose
+                batch-norm layers take batch statistics: a mini-batch has others, so this would be
+                the gradient of another loss.
 
         Cost: b/n of a gradient, counted as that share in `num_gradients`.
         """
-        if indices.ndim != 1 or not len(indices):
+        if a_tensor("indices", indices).ndim != 1 or not len(indices):
             raise ValueError(f"expected indices of shape (b,), b ≥ 1, got {tuple(indices.shape)}")
+        if indices.dtype not in (torch.int64, torch.int32):  # PyTorch takes bool for a mask
+            raise ValueError(
+                f"expected indices of int64, got {indices.dtype}; of a mask, mask.nonzero()[:, 0]"
+            )
+        lowest, highest = int(indices.min()), int(indices.max())
+        if lowest < 0 or highest >= self.num_examples:
+            raise ValueError(
+                f"indices must lie in 0..{self.num_examples - 1} for {self.num_examples} examples, "
+                f"got values from {lowest} to {highest}"
+            )
         if self.model.mixes_examples:
             raise ValueError(
                 "mini-batches of a network with batch statistics are another loss than its full "
@@ -326,7 +353,7 @@ class Objective:
     def digests(self) -> dict[str, str]:
         """Short hashes of what L is made of beside θ and settings; for a checkpoint.
 
-        The same on every device. Cost: a pass over the data; see `eoslib.checkpoint.digest`.
+        The same on every device. Cost: a pass over the data; see `eoslib.numerics.digest`.
         """
         layers = self.model.layers()
         if self.model.mixes_examples:
@@ -409,10 +436,13 @@ class Objective:
                 f"expected theta as a tensor of shape ({self.num_parameters},), got a "
                 f"{type(theta).__name__}"
             )
-        if theta.shape[-1:] != (self.num_parameters,) or theta.ndim > (2 if several else 1):
+        wrong = theta.shape[-1:] != (self.num_parameters,) or theta.ndim > (2 if several else 1)
+        if wrong or not theta.numel():
             raise ValueError(
                 f"expected theta of shape ({self.num_parameters},), got {tuple(theta.shape)}"
             )
+        if theta.is_complex():
+            raise ValueError(f"expected theta in real numbers, got {theta.dtype}")
         point = theta.to(self.device, self.dtype)
         return point.clone() if point.is_inference() else point
 

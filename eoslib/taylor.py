@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from eoslib.checkpoint import digest
+from eoslib._arguments import a_tensor, an_objective
 from eoslib.linops import SymmetricOperator
+from eoslib.numerics import digest
 
 if TYPE_CHECKING:
     from eoslib.objective import Objective
@@ -48,7 +49,8 @@ class TaylorQuadratic:
         Raises:
             ValueError: θ has another shape.
         """
-        if theta.shape != (objective.num_parameters,):
+        an_objective(objective)
+        if a_tensor("theta", theta).shape != (objective.num_parameters,):
             raise ValueError(
                 f"expected theta of shape ({objective.num_parameters},), got {tuple(theta.shape)}"
             )

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eoslib.checkpoint import digest
+from eoslib._arguments import a_tensor
 from eoslib.losses import Loss, check_square, cross_entropy, get_loss
+from eoslib.numerics import digest
 
 __all__ = ["as_loss"]
 
@@ -113,8 +114,8 @@ def as_loss(loss: str | Loss | nn.Module, targets: Tensor | None = None) -> Loss
             f"got the loss {kind.__name__} with reduction='none', which is one number for each "
             "example and no training loss; give reduction='mean' or 'sum'"
         )
-    if not isinstance(targets, Tensor | None):
-        raise ValueError(f"targets must be a tensor, got {type(targets).__name__}")
+    if targets is not None and not a_tensor("targets", targets).ndim:
+        raise ValueError("targets must have one row for each example, got a single number")
     module: Any = copy.deepcopy(loss)  # the caller's may change
     name = _named(module)
     needs_all = module.reduction == "sum" or (kind in _LABELLED and module.weight is not None)
