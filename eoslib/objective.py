@@ -123,7 +123,8 @@ class Objective:
         Raises:
             ValueError: no examples; inputs and targets of different length or of shapes that do
                 not fit; NaN or infinite data; a layer that is random; a batch-norm mode that is
-                missing, out of place or at odds with the chunk size; a model that mixes examples,
+                missing, out of place or at odds with the chunk size; a chunk of one example for
+                layers that take its statistics; a model that mixes examples,
                 changes its parameters, buffers or inputs, or cannot be copied or differentiated
                 twice; no trainable parameters; a loss that averages, broadcasts or cannot be
                 differentiated; a bad chunk size, device, dtype or loss name.
@@ -144,6 +145,8 @@ class Objective:
         self.model = FunctionalModel(
             model, batch_norm=batch_norm, output=output, device=self.device, dtype=self.dtype
         )
+        if self.model.mixes_examples:
+            self._refuse_lone_example()
         self.num_parameters = self.model.num_parameters
         self.initial_point = self.model.initial_point
         self.num_gradients: float = 0
@@ -404,6 +407,29 @@ class Objective:
                 "statistics"
             )
         return size
+
+    def _refuse_lone_example(self) -> None:
+        """Batch normalisation needs two values a channel, also in the last chunk."""
+        n, size = self.num_examples, self.chunk_size
+        if (n % size or size) > 1:
+            return
+        try:
+            with torch.no_grad():
+                self.model(self.model.initial_point, self.inputs[-1:])
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # PyTorch's words
+                raise
+            if n == 1:
+                what, advice = "the data set is one example", "give more examples"
+            else:
+                what = f"{n} examples in chunks of {size} leave 1 for the last chunk"
+                others = (*range(size - 1, 1, -1), *range(size + 1, n + 1))
+                better = next(other for other in others if n % other != 1)
+                advice = f"take another chunk_size, for instance {better}"
+            raise ValueError(
+                f"{what}, and a batch-norm layer without spatial extent then has 1 value per "
+                f'channel, whose variance is 0; {advice}, or batch_norm="running"'
+            ) from error
 
     def _refuse_odd_terms(self, outputs: Tensor) -> None:
         """Is a loss of the caller's own a sum over examples, and differentiable?"""
