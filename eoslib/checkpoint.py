@@ -8,7 +8,11 @@ a product with a transposed matrix may round otherwise.)
 It is written beside its target and then renamed, so that a kill at any moment leaves the old one or
 the new one. It is a file of `torch.save`, read with ``weights_only=True``: tensors, numbers, text,
 lists and dictionaries, and nothing that would be executed. It also holds the *identity* of its
-training, the settings that determine it, and no other training goes on from it.
+training, and no other training goes on from it: the settings that determine it, and digests of
+what else it is made of, namely the examples, the types of the model's layers, its buffers and its
+frozen parameters. (What no digest can tell: the code of a model, a loss or a measurement of one's
+own was changed, but not its name.) A file written before there were digests (version 1) is taken by
+its settings alone, with a warning, so that no training under way is lost.
 
     checkpoint = Checkpoint("run.checkpoint")
     with checkpoint.saving_on_signals():  # Ctrl-C ends the run after its next step, saved
@@ -19,12 +23,12 @@ training, the settings that determine it, and no other training goes on from it.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,12 +38,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eoslib._arguments import a_number
 from eoslib.runs import written_atomically
 
 __all__ = ["Checkpoint", "CheckpointError"]
 
 _FORMAT = "eoslib-checkpoint"
-_VERSION = 1
+_VERSION = 2
+#: Where an identity holds digests, by what they are of. Version 1 had none.
+DIGESTS = "digests"
 #: Saving takes at most this share of the time.
 _SHARE = 0.05
 
@@ -64,7 +71,7 @@ class Checkpoint:
         Raises:
             ValueError: the interval is negative or no number.
         """
-        if not interval >= 0:
+        if not a_number("interval", interval, advice="; it is in seconds") >= 0:
             raise ValueError(f"interval is a number of seconds, at least 0, got {interval!r}")
         self.path = Path(path)
         self.interval = interval
@@ -75,17 +82,21 @@ class Checkpoint:
         """The state saved, tensors on the CPU; ``None`` if there is no file.
 
         Args:
-            identity: settings that determine the training, plain JSON.
+            identity: settings that determine the training, plain JSON; under `DIGESTS`, those of
+                its data and model.
 
         Raises:
             CheckpointError: the file is not readable, or of another training; the message says
-                which settings differ.
+                which settings differ, or that the data do.
+
+        Warns:
+            UserWarning: the file is of version 1, and the data could not be compared.
         """
         try:
             stored = torch.load(self.path, map_location="cpu", weights_only=True)
-            if stored["format"] != _FORMAT or stored["version"] != _VERSION:
+            if stored["format"] != _FORMAT or stored["version"] not in (1, _VERSION):
                 raise ValueError(f"format {stored['format']} {stored['version']}")
-            was, state = stored["identity"], stored["state"]
+            was, state, version = stored["identity"], stored["state"], stored["version"]
         except FileNotFoundError:
             return None
         except Exception as error:  # torch.load raises what the damaged bytes lead it to
@@ -94,10 +105,19 @@ class Checkpoint:
                 f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
                 "remove it to begin again"
             ) from error
+        if version == 1:
+            identity = {key: value for key, value in identity.items() if key != DIGESTS}
         if was != identity:
             raise CheckpointError(
                 f"{self.path} belongs to another training ({_difference(was, identity)}); "
                 "choose another file, or remove it to begin again"
+            )
+        if version == 1:
+            warnings.warn(
+                f"{self.path} was written by an earlier eoslib, which did not note the data: its "
+                "settings are those of this training, but whether inputs and targets are could "
+                "not be checked",
+                stacklevel=2,
             )
         return dict(state)
 
@@ -165,19 +185,17 @@ def moved(value: Any, device: torch.device) -> Any:
     return value
 
 
-def digest(point: Tensor) -> str:
-    """A short hash of the bits of a vector."""
-    return hashlib.sha256(point.detach().cpu().numpy().tobytes()).hexdigest()[:16]
-
-
 def _difference(was: Any, asked: Any, where: str = "") -> str:
-    """The first place where two settings differ, in words."""
+    """The first place where two settings differ, in words; digests say least, so they come last."""
     if isinstance(was, dict) and isinstance(asked, dict):
-        for key in sorted(was.keys() | asked.keys(), key=str):
+        for key in sorted(was.keys() | asked.keys(), key=lambda key: (key == DIGESTS, str(key))):
             if was.get(key, math.nan) != asked.get(key, math.nan):
                 return _difference(was.get(key), asked.get(key), f"{where}.{key}".strip("."))
     if isinstance(was, list) and isinstance(asked, list) and len(was) == len(asked):
         for index, (old, new) in enumerate(zip(was, asked, strict=True)):
             if old != new:
                 return _difference(old, new, f"{where}[{index}]")
+    if where.startswith(f"{DIGESTS}."):
+        what = where.removeprefix(f"{DIGESTS}.")
+        return f"the {what} are not the same: their digest was {was}, now {asked}"
     return f"{where} was {was!r}, now {asked!r}"

@@ -21,6 +21,7 @@ different ways get an error and not a gradient of nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from torch import distributed as dist
 
 from eoslib.data import Dataset
 from eoslib.linops import SymmetricOperator
-from eoslib.losses import Loss
+from eoslib.losses import LOSSES, Loss, get_loss
 from eoslib.objective import Objective
 
 __all__ = ["DistributedHessian", "DistributedObjective", "shard_of"]
@@ -112,14 +113,17 @@ class DistributedObjective:
                 f'{num_ranks} ranks; use batch_norm="ghost" with a chunk_size'
             )
         part = shard_of(len(inputs), rank, num_ranks, options.get("chunk_size"))
+        loss = _checked_against_all(get_loss(loss), targets)
         self.local = Objective(model, inputs[part], targets[part], loss, **options)
         self.device, self.dtype, self.loss = self.local.device, self.local.dtype, self.local.loss
         self.num_examples = len(inputs)
         self.num_parameters = self.local.num_parameters
         self.initial_point = self.local.initial_point
         self._weight = self.local.num_examples / self.num_examples
-        self._compare(inputs.detach(), "the inputs")
-        self._compare(targets.detach(), "the targets")
+        self._digests = {  # of all examples, which are not kept
+            name: f"{self._compare(tensor.detach(), f'the {name}'):x}"
+            for name, tensor in (("inputs", inputs), ("targets", targets))
+        }
         self._compare(self.initial_point, "the initial parameters")
 
     @classmethod
@@ -206,6 +210,10 @@ class DistributedObjective:
         """A fresh copy of the network whose parameters are θ."""
         return self.local.module_at(theta)
 
+    def digests(self) -> dict[str, str]:
+        """Short hashes of what L is made of; the same on any number of ranks."""
+        return self.local.digests() | self._digests
+
     @property
     def _ranks(self) -> range:
         return range(dist.get_world_size(self._group))
@@ -216,8 +224,8 @@ class DistributedObjective:
         dist.all_reduce(total, group=self._group)
         return total
 
-    def _compare(self, tensor: Tensor, name: str) -> None:
-        """Refuse, on every rank, what is not the same on all."""
+    def _compare(self, tensor: Tensor, name: str) -> int:
+        """The fingerprint; refuse, on every rank, what is not the same on all."""
         mark = _fingerprint(tensor.detach()).to(self.device)
         ends = torch.stack([mark, -mark])
         dist.all_reduce(ends, op=dist.ReduceOp.MIN, group=self._group)
@@ -226,6 +234,7 @@ class DistributedObjective:
                 f"{name}: not the same on all {len(self._ranks)} ranks. Every rank has to make the "
                 "same choices: one seed, the same arguments in the same order"
             )
+        return int(mark)
 
 
 class DistributedHessian(SymmetricOperator):
@@ -257,6 +266,17 @@ class DistributedHessian(SymmetricOperator):
     def _multiply_rows(self, rows: Tensor) -> Tensor:
         self._objective._compare(rows, "the block of vectors")
         return self._objective._sum(self._local.matmat(rows.T).T)
+
+
+def _checked_against_all(loss: Loss, targets: Tensor) -> Loss:
+    """A loss whose factor belongs to all targets (`as_loss`) is checked against all of them."""
+    if loss in LOSSES.values():
+        return loss
+
+    def check(outputs: Tensor, own: Tensor) -> None:
+        loss.check(outputs[:1].expand(len(targets), *outputs.shape[1:]), targets)
+
+    return replace(loss, check=check)
 
 
 def _fingerprint(tensor: Tensor) -> Tensor:

@@ -51,6 +51,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eoslib._arguments import (
+    a_function,
+    a_generator_seed,
+    a_number,
+    a_tensor,
+    a_whole_number,
+    shown,
+)
 from eoslib.linops import SymmetricOperator, plain_modes, refuse_other
 from eoslib.numerics import full_precision, inner_products
 
@@ -199,6 +207,8 @@ def lanczos(
     Source: Lanczos (1950); Parlett (1998), ch. 10 and 13; Wu and Simon (2000).
     """
     refuse_other(operator)
+    if callback is not None:
+        a_function("callback", callback, "it is called with the result so far")
     if operator.num_runs is not None:
         raise ValueError("the operator stands for several matrices; use lanczos_together")
     with plain_modes():
@@ -225,6 +235,8 @@ def lanczos_together(
     refuse_other(operator)
     if operator.num_runs is None:
         raise ValueError("the operator is a single matrix; use lanczos")
+    if not isinstance(starts, Sequence | None):
+        raise ValueError(f"starts must be a list of one start for each run, got {shown(starts)}")
     if starts is not None and len(starts) != operator.num_runs:
         raise ValueError(f"expected {operator.num_runs} starts, got {len(starts)}")
     given = starts or [None] * operator.num_runs
@@ -252,18 +264,16 @@ class _Search:
         seed: int,
     ) -> None:
         size = operator.size
-        if not 1 <= k <= size:
-            raise ValueError(f"k must lie in 1..{size} for an operator of size {size}, got {k}")
+        k = a_whole_number("k", k, most=size, advice=f" for an operator of size {size}")
         if which not in ("largest_algebraic", "smallest_algebraic"):
             raise ValueError(
                 f"which={which!r}; use 'largest_algebraic' (the sharpness) or 'smallest_algebraic'"
             )
-        for name, value in (("rtol", rtol), ("accuracy", accuracy)):
-            if value is not None and not 0 < value < 1:
-                raise ValueError(f"{name} must lie in (0, 1), got {value}")
-        self.limit = 20 * k + 200 if max_products is None else max_products
-        if self.limit < 1:
-            raise ValueError(f"max_products must be at least 1, got {self.limit}")
+        rtol = _tolerance("rtol", rtol)
+        accuracy = None if accuracy is None else _tolerance("accuracy", accuracy)
+        self.limit = (
+            20 * k + 200 if max_products is None else a_whole_number("max_products", max_products)
+        )
         self.operator, self.k, self.rtol, self.accuracy = operator, k, rtol, accuracy
         # Leading means largest for −sign × the smallest: everything below works on sign × H.
         self.sign = 1.0 if which == "largest_algebraic" else -1.0
@@ -271,8 +281,8 @@ class _Search:
         if max_basis is None:
             pair = 2 * self.num_runs * size * torch.finfo(operator.dtype).bits // 8
             max_basis = min(48, _BASIS_BYTES // pair)
-        self.capacity = min(size, max(max_basis, 2 * k + 4))
-        self.generator = torch.Generator().manual_seed(seed)
+        self.capacity = min(size, max(a_whole_number("max_basis", max_basis), 2 * k + 4))
+        self.generator = torch.Generator().manual_seed(a_generator_seed(seed))
         # On the CPU the system hands out these pages only as they are written.
         self.rows, self.images = (
             torch.empty(
@@ -558,12 +568,17 @@ def power_iteration(
         callback: called with the result so far after every product.
 
     Raises:
-        ValueError: the start has the wrong shape, or ``max_products`` is below 1.
+        ValueError: the start has the wrong shape, the tolerance is not in (0, 1), or
+            ``max_products`` is below 1.
     """
-    if max_products < 1:
-        raise ValueError(f"max_products must be at least 1, got {max_products}")
+    refuse_other(operator)
+    if operator.num_runs is not None:
+        raise ValueError("the operator stands for several matrices; use lanczos_together")
+    rtol, max_products = _tolerance("rtol", rtol), a_whole_number("max_products", max_products)
+    if callback is not None:
+        a_function("callback", callback, "it is called with the result so far")
     given = _as_start(start, operator)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(a_generator_seed(seed))
     draw = _gaussian(operator, generator) if given is None else given.vectors[:, 0]
     vector = draw / draw.norm()
     for products in range(1, max_products + 1):
@@ -607,17 +622,20 @@ def scipy_eigsh(
     Every product crosses from NumPy to torch and back, and k must be below P.
 
     Raises:
-        ValueError: k or which is wrong.
+        ValueError: k, which or tol is wrong.
     """
     from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
     codes = {"largest_algebraic": "LA", "smallest_algebraic": "SA"}
-    if which not in codes or not 1 <= k < operator.size:
-        raise ValueError(
-            f"need which in {sorted(codes)} and 1 ≤ k < {operator.size}, got {which!r}, {k}"
-        )
+    refuse_other(operator)
+    k = a_whole_number("k", k, most=operator.size - 1)
+    if which not in tuple(codes):
+        raise ValueError(f"which must be one of {', '.join(codes)}, got {shown(which)}")
+    tol = a_number("tol", tol)
+    if not 0 <= tol < 1:
+        raise ValueError(f"tol must lie in [0, 1), got {tol}")
     before = operator.num_products
-    draw = _gaussian(operator, torch.Generator().manual_seed(seed))
+    draw = _gaussian(operator, torch.Generator().manual_seed(a_generator_seed(seed)))
     status = EigenStatus.CONVERGED
     try:
         values, vectors = eigsh(
@@ -649,6 +667,12 @@ def scipy_eigsh(
     )
 
 
+def _tolerance(name: str, value: float) -> float:
+    if not 0 < a_number(name, value) < 1:
+        raise ValueError(f"{name} must lie in (0, 1), got {value}")
+    return float(value)
+
+
 def _gaussian(operator: SymmetricOperator, generator: torch.Generator) -> Tensor:
     # Drawn on the CPU, so that one seed means the same start on every device.
     draw = torch.randn(operator.size, generator=generator, dtype=torch.float64, device="cpu")
@@ -658,7 +682,7 @@ def _gaussian(operator: SymmetricOperator, generator: torch.Generator) -> Tensor
 def _as_start(start: Tensor | Start | None, operator: SymmetricOperator) -> Start | None:
     if start is None or isinstance(start, Start):
         return start
-    block = start[:, None] if start.ndim == 1 else start
+    block = start[:, None] if a_tensor("start", start).ndim == 1 else start
     if block.ndim != 2 or block.shape[0] != operator.size or block.shape[1] < 1:
         raise ValueError(
             f"start must have shape ({operator.size},) or ({operator.size}, j), "

@@ -50,12 +50,12 @@ from torch import Tensor
 
 from eoslib._names import look_up
 from eoslib.architectures import ARCHITECTURES, CONVOLUTIONAL, build_for
-from eoslib.checkpoint import Checkpoint, digest
+from eoslib.checkpoint import Checkpoint
 from eoslib.data import Dataset, load_dataset
 from eoslib.eigen import EigenResult
 from eoslib.flows import gradient_flow
 from eoslib.losses import LOSSES
-from eoslib.numerics import hardware_stamp
+from eoslib.numerics import digest, hardware_stamp
 from eoslib.objective import Hessian, Objective
 from eoslib.quantities import DEPENDS_ON_RULE, QUANTITIES, Setting, quantity
 from eoslib.quantities import schedule as schedule_of

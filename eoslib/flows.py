@@ -24,10 +24,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eoslib.checkpoint import Checkpoint, digest, moved
-from eoslib.numerics import limited_threads
+from eoslib._arguments import a_number, a_tensor, a_whole_number, an_objective
+from eoslib.checkpoint import DIGESTS, Checkpoint, moved
+from eoslib.numerics import digest, limited_threads
 from eoslib.objective import Objective
-from eoslib.recorder import Measurement, Recorder, Snapshot, StopRule, restore, state_of
+from eoslib.recorder import (
+    Measurement,
+    Recorder,
+    Snapshot,
+    StopRule,
+    check_recorded,
+    restore,
+    state_of,
+)
 from eoslib.runs import Outcome, Run
 from eoslib.taylor import TaylorQuadratic
 from eoslib.tracker import SharpnessTracker
@@ -94,11 +103,16 @@ def gradient_flow(
         tick: well below 2.7 means that every step was stable.
 
     Raises:
-        ValueError: an argument is out of its range, two measurements share a name, or the
-            checkpoint is another training's.
+        ValueError: an argument is of another type or out of its range, two measurements share a
+            name, or the checkpoint is another training's.
 
     Cost: about 4 λ₁/α gradients per unit of time, and the measurements.
     """
+    an_objective(objective)
+    check_recorded(sharpness, measurements, stop, report, settings, checkpoint)
+    duration, tick = a_number("duration", duration), a_number("tick", tick)
+    alpha = a_number("alpha", alpha)
+    max_gradients = a_number("max_gradients", max_gradients, nan=False)
     for name, value in (("duration", duration), ("tick", tick)):
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be finite and above 0, got {value!r}")
@@ -108,8 +122,10 @@ def gradient_flow(
     if len(set(names)) != len(names):
         raise ValueError(f"measurement names must be unique and new, got {names[3:]}")
     num_ticks = math.ceil(duration / tick - 1e-9)
-    tracker = sharpness or SharpnessTracker(objective)
-    start = objective.initial_point if theta is None else theta.to(objective.device)
+    tracker = SharpnessTracker(objective) if sharpness is None else sharpness
+    start = (
+        objective.initial_point if theta is None else a_tensor("theta", theta).to(objective.device)
+    )
     point = start.detach().clone()
     method = {
         "optimizer": "gradient flow",
@@ -119,12 +135,14 @@ def gradient_flow(
         "num_steps": num_ticks,
     }
     recorder = Recorder(objective, settings or {}, method)
-    identity = {
+    identity: dict[str, Any] = {
         "runs": [recorder.settings],
         "start": digest(point),
         "tracker": tracker.settings,
         "measurements": names[3:],
     }
+    if checkpoint is not None:
+        identity[DIGESTS] = objective.digests()
     largest, step, first = 0.0, 0.0, 0
     if checkpoint is not None and (state := checkpoint.load(identity)) is not None:
         first, largest, step = state["ticks"], state["largest"], state["step"]
@@ -213,11 +231,11 @@ class RandomProjection:
         """Draw the map.
 
         Raises:
-            ValueError: one of the sizes is not a positive integer.
+            ValueError: one of the sizes is not a positive integer, or the seed is negative or none.
         """
-        if num_parameters < 1 or dimension < 1:
-            raise ValueError(f"sizes must be positive, got {num_parameters} and {dimension}")
-        random = np.random.default_rng(seed)
+        num_parameters = a_whole_number("num_parameters", num_parameters)
+        dimension = a_whole_number("dimension", dimension)
+        random = np.random.default_rng(a_whole_number("seed", seed, least=0))
         draw = random.standard_normal((dimension, num_parameters)) / math.sqrt(dimension)
         self._matrix = torch.from_numpy(draw)
 

@@ -164,6 +164,15 @@ class FunctionalModel:
         places = {name: place for place, name in enumerate(self._names)}
         return [(layer, places.get(weight, -1), places.get(bias)) for layer, weight, bias in chain]
 
+    def constants(self) -> list[Tensor]:
+        """What the function is made of beside θ: buffers that enter it, and frozen parameters."""
+        frozen = [p for p in self._template.parameters() if not p.requires_grad]
+        return [*self._module.buffers(), *frozen]
+
+    def layers(self) -> str:
+        """The names and types of all layers."""
+        return ", ".join(f"{n}: {type(m).__qualname__}" for n, m in self._module.named_modules())
+
     def module_at(self, theta: Tensor) -> nn.Module:
         """A fresh copy of the module as it was given, with θ for its parameters."""
         module = copy.deepcopy(self._template)

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eoslib._arguments import a_tensor, shown
+
 __all__ = ["SymmetricOperator", "plain_modes"]
 
 
@@ -35,11 +37,16 @@ def plain_modes() -> Iterator[None]:
 
 
 def refuse_other(operator: object) -> None:
-    """Raise a ``ValueError`` where a matrix was given for an operator."""
+    """Raise a ``ValueError`` where something else was given for an operator."""
     if isinstance(operator, Tensor | np.ndarray):
         raise ValueError(
             f"expected an operator, got a {type(operator).__name__}; wrap a dense symmetric matrix "
             "by SymmetricOperator.from_dense(matrix)"
+        )
+    if not isinstance(operator, SymmetricOperator):
+        raise ValueError(
+            f"expected an operator, got {shown(operator)}; an Objective has one at every point: "
+            "objective.hessian(theta)"
         )
 
 
@@ -111,7 +118,7 @@ class SymmetricOperator:
         Raises:
             ValueError: the vector has another shape.
         """
-        if vector.shape != self.shape:
+        if a_tensor("the vector", vector).shape != self.shape:
             raise ValueError(f"expected a vector of shape {self.shape}, got {tuple(vector.shape)}")
         self.num_products += 1
         return self._multiply(vector.to(self.device, self.dtype))
@@ -136,7 +143,7 @@ class SymmetricOperator:
         """
         if self.num_runs is not None:
             raise ValueError("block products of several matrices at once are not supported")
-        if block.ndim != 2 or block.shape[0] != self.size:
+        if a_tensor("the block", block).ndim != 2 or block.shape[0] != self.size:
             raise ValueError(f"expected a block ({self.size}, m), got {tuple(block.shape)}")
         rows = block.T.to(self.device, self.dtype)
         self.num_products += rows.shape[0]

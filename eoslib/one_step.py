@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from eoslib._arguments import a_number, an_objective
 from eoslib.eigen import lanczos
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def sharpness_between(
     _distance(start, end)
     if type(num_points) is not int or num_points < 2:
         raise ValueError(f"num_points must be an integer, at least 2, got {num_points!r}")
-    if not 0 < resolution <= 1:
+    if not 0 < a_number("resolution", resolution) <= 1:
         raise ValueError(f"resolution must lie in (0, 1], got {resolution}")
     sharpness: dict[float, float] = {}
     products = 0
@@ -312,7 +313,7 @@ def critical_sharpness(
     Source: Kalra et al. (2026), who move along the optimizer's update; the search is ours.
     """
     (theta,) = _points(objective, theta)
-    if not 1e-6 <= rtol < 1:
+    if not 1e-6 <= a_number("rtol", rtol) < 1:
         raise ValueError(f"rtol must lie in [1e-6, 1), got {rtol}")
     loss, gradient = _loss_and_gradient(objective, theta)
     squared_norm = _squared_norm(gradient)
@@ -337,6 +338,7 @@ def critical_sharpness(
 
 
 def _points(objective: Objective, *points: Tensor) -> list[Tensor]:
+    an_objective(objective)
     like = objective.initial_point
     for point in points:
         if not isinstance(point, Tensor):
@@ -386,7 +388,7 @@ def _squared_norm(gradient: Tensor) -> float:
 
 
 def _check_lr(lr: float, name: str = "lr") -> None:
-    if not (lr > 0 and math.isfinite(lr)):
+    if not (a_number(name, lr) > 0 and math.isfinite(lr)):
         raise ValueError(f"{name} must be a positive step size, got {lr}")
 
 

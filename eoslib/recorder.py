@@ -7,7 +7,7 @@ at step t belongs to θ_t, before the update.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eoslib._arguments import a_function, a_number, a_whole_number, shown
+from eoslib.checkpoint import Checkpoint
 from eoslib.numerics import device_name, hardware_stamp
 from eoslib.objective import Objective
 from eoslib.runs import Outcome, Run, Series, plain_json
@@ -46,8 +48,7 @@ def every(interval: int) -> Schedule:
     Raises:
         ValueError: the interval is not a positive integer.
     """
-    if interval != int(interval) or interval < 1:
-        raise ValueError(f"an interval must be a positive whole number of steps, got {interval}")
+    interval = a_whole_number("an interval of steps", interval)
 
     def due(step: int) -> bool:
         count, rest = divmod(step, interval)
@@ -57,13 +58,21 @@ def every(interval: int) -> Schedule:
 
 
 def at_steps(steps: Iterable[int]) -> Schedule:
-    """Measure at exactly these steps."""
-    return frozenset(int(step) for step in steps).__contains__
+    """Measure at exactly these steps.
+
+    Raises:
+        ValueError: they are no whole numbers.
+    """
+    given: object = steps
+    if not isinstance(given, Iterable) or isinstance(given, str):
+        raise ValueError(f"expected a list of steps, got {shown(given)}; for instance [0, 10, 100]")
+    return frozenset(a_whole_number("a step", step, least=0) for step in steps).__contains__
 
 
-def log_spaced(per_decade: int = 20, last: int = 10**7) -> Schedule:
+def log_spaced(per_decade: float = 20, last: float = 10**7) -> Schedule:
     """Measure at step 0 and at about ``per_decade`` steps in every factor of ten up to ``last``."""
-    if not (per_decade > 0 and last >= 1):
+    per_decade, last = a_number("per_decade", per_decade), a_number("last", last)
+    if not (per_decade > 0 and 1 <= last < np.inf):
         raise ValueError(f"need per_decade > 0 and last ≥ 1, got {per_decade} and {last}")
     exponents = np.arange(0, np.log10(last) + 1e-9, 1 / per_decade)
     return at_steps([0, *np.unique(np.rint(10**exponents).astype(int)).tolist()])
@@ -79,11 +88,21 @@ class Measurement:
             from call to call has the methods ``state_dict`` and ``load_state_dict``, as a module
             has, so that checkpoints can hold it.
         schedule: at which steps.
+
+    Raises:
+        ValueError: the name is no text, or the function or the schedule cannot be called.
     """
 
     name: str
     function: Callable[[Tensor], Tensor | float]
     schedule: Schedule
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail at the first step that is measured."""
+        if not isinstance(self.name, str):
+            raise ValueError(f"a measurement's name must be a text, got {shown(self.name)}")
+        a_function(f"the function of {self.name!r}", self.function, "it is called with theta")
+        a_function(f"the schedule of {self.name!r}", self.schedule, "for instance every(5)")
 
 
 def state_of(measurements: Iterable[Measurement]) -> dict[str, Any]:
@@ -123,12 +142,22 @@ StopRule = Callable[[Snapshot], str | None]
 
 
 def loss_below(goal: float) -> StopRule:
-    """Stop when the loss falls below ``goal``."""
+    """Stop when the loss falls below ``goal``.
+
+    Raises:
+        ValueError: the goal is no number.
+    """
+    goal = a_number("the goal", goal, nan=False)
     return lambda now: f"loss {now.loss:.3g} < {goal:g}" if now.loss < goal else None
 
 
 def accuracy_above(objective: Objective, goal: float, *, interval: int = 10) -> StopRule:
-    """Stop when the training accuracy exceeds ``goal`` (strictly); looked at every ``interval``."""
+    """Stop when the training accuracy exceeds ``goal`` (strictly); looked at every ``interval``.
+
+    Raises:
+        ValueError: the goal is no number, or the interval is not a positive integer.
+    """
+    goal, interval = a_number("the goal", goal, nan=False), a_whole_number("the interval", interval)
 
     def rule(now: Snapshot) -> str | None:
         if now.step % interval:
@@ -137,6 +166,40 @@ def accuracy_above(objective: Objective, goal: float, *, interval: int = 10) -> 
         return f"training accuracy {share:.2%} > {goal:.0%}" if share > goal else None
 
     return rule
+
+
+def check_recorded(
+    sharpness: object,
+    measurements: object,
+    stop: object,
+    report: object,
+    settings: object,
+    checkpoint: object,
+) -> None:
+    """Refuse arguments of a training or a flow that are of another type.
+
+    Raises:
+        ValueError: one is.
+    """
+    if not (sharpness is None or hasattr(sharpness, "keep_runs")):
+        raise ValueError(f"sharpness must be a SharpnessTracker(objective), got {shown(sharpness)}")
+    for name, given, example in (
+        ("measurements", measurements, "[Measurement(name, function, every(5))]"),
+        ("stop", stop, "[loss_below(0.1)]"),
+    ):
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise ValueError(f"{name} must be a list, got {shown(given)}; for instance {example}")
+        for one in given:
+            if not (isinstance(one, Measurement) if name == "measurements" else callable(one)):
+                raise ValueError(f"{name} must be a list like {example}, but holds {shown(one)}")
+    if report is not None:
+        a_function("report", report, "it is called with a Snapshot after every step")
+    if not isinstance(settings, Mapping | None):
+        raise ValueError(f"settings must be a dictionary, got {shown(settings)}")
+    if not isinstance(checkpoint, Checkpoint | None):
+        raise ValueError(
+            f'checkpoint must be Checkpoint("run.checkpoint"), got {shown(checkpoint)}'
+        )
 
 
 class Recorder:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from eoslib._arguments import a_generator_seed, a_number, a_tensor
 from eoslib.linops import SymmetricOperator, plain_modes, refuse_other
 from eoslib.numerics import full_precision, inner_products
 
@@ -115,10 +116,9 @@ class SpectralDensity:
         either side of the threshold.
 
         Raises:
-            ValueError: the threshold is NaN.
+            ValueError: the threshold is no number, or NaN.
         """
-        if math.isnan(threshold):
-            raise ValueError("the threshold is NaN; give a number")
+        threshold = a_number("the threshold", threshold, nan=False)
         return _mean((self.weights * (self.nodes > threshold)).sum(dim=1))
 
     def density(self, grid: Tensor | None = None, *, width: float | None = None) -> SmoothedDensity:
@@ -140,11 +140,11 @@ class SpectralDensity:
         if width is None:
             largest = max(abs(low), abs(high))
             width = (max(high - low, 1e-3 * largest) or 1.0) / self.num_steps
-        if not (width > 0 and math.isfinite(width)):
+        if not (a_number("width", width) > 0 and math.isfinite(width)):
             raise ValueError(f"width must be a positive number, got {width}")
         if grid is None:
             grid = torch.linspace(low - 4 * width, high + 4 * width, 1000, dtype=torch.float64)
-        if grid.ndim != 1:
+        if a_tensor("grid", grid).ndim != 1:
             raise ValueError(f"grid must have shape (g,), got {tuple(grid.shape)}")
         grid = grid.double().cpu()
         distances = (grid[:, None] - self.nodes.reshape(-1)) / width
@@ -180,7 +180,7 @@ def spectral_density(
     refuse_other(operator)
     steps = min(num_steps, operator.size)
     block = max(1, _BASIS_BYTES // (steps * operator.size * operator.dtype.itemsize))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(a_generator_seed(seed))
     before = operator.num_products
     probes = _on_sphere(operator, num_probes, generator)
     with plain_modes(), full_precision(operator.device):
@@ -231,7 +231,7 @@ def trace(operator: SymmetricOperator, *, num_products: int = 60, seed: int = 0)
             f"num_products must be at least 4 for an operator of size {operator.size} (one for the "
             f"sketch, one for its image, two for a standard error), got {num_products}"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(a_generator_seed(seed))
     rank = num_products // 3
     sketch = _products(operator, _on_sphere(operator, rank, generator).T)
     basis = torch.linalg.qr(sketch).Q
@@ -263,7 +263,7 @@ def hutchinson_trace(
     """
     _check_positive("num_products", num_products)
     refuse_other(operator)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(a_generator_seed(seed))
     nothing = torch.empty(operator.size, 0, dtype=operator.dtype, device=operator.device)
     return _trace_beside(operator, nothing, num_products, generator)
 

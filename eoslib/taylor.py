@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from eoslib._arguments import a_tensor, an_objective
 from eoslib.linops import SymmetricOperator
+from eoslib.numerics import digest
 
 if TYPE_CHECKING:
     from eoslib.objective import Objective
@@ -47,11 +49,12 @@ class TaylorQuadratic:
         Raises:
             ValueError: θ has another shape.
         """
-        if theta.shape != (objective.num_parameters,):
+        an_objective(objective)
+        if a_tensor("theta", theta).shape != (objective.num_parameters,):
             raise ValueError(
                 f"expected theta of shape ({objective.num_parameters},), got {tuple(theta.shape)}"
             )
-        self._frozen = objective.hessian(theta)
+        self._objective, self._frozen = objective, objective.hessian(theta)
         self.device, self.dtype, self.loss = objective.device, objective.dtype, objective.loss
         self.num_parameters, self.num_examples = objective.num_parameters, objective.num_examples
         self.initial_point = theta.detach().to(self.device, self.dtype).clone()
@@ -77,6 +80,10 @@ class TaylorQuadratic:
         slope = self._frozen.gradient
         self.num_gradients += 1
         return self._frozen.value + (shift * (slope + bent / 2)).sum(dim=-1), slope + bent
+
+    def digests(self) -> dict[str, str]:
+        """Those of the loss that is modelled, and of θ₀; see `Objective.digests`."""
+        return self._objective.digests() | {"parameters expanded at": digest(self.initial_point)}
 
     def hessian(self, theta: Tensor) -> QuadraticHessian:
         """H, the same at every θ ``(P,)`` or ``(R, P)``, with q and ∇q at θ."""

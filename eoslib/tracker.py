@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from eoslib._arguments import a_generator_seed, a_number, a_tensor, a_whole_number, an_objective
 from eoslib.eigen import EigenResult, EigenStatus, Start, lanczos_together
 from eoslib.linops import SymmetricOperator
 
@@ -102,15 +103,24 @@ class SharpnessTracker:
             seed: seed of the random vectors.
 
         Raises:
-            ValueError: ``cold_every`` is not a positive integer, or one of ``grow_above`` and
-                ``max_k`` is given without the other, or ``max_k`` is below k.
+            ValueError: an argument is of another type or out of its range, one of ``grow_above``
+                and ``max_k`` is given without the other, or ``max_k`` is below k.
         """
-        if cold_every < 1:
-            raise ValueError(f"cold_every must be at least 1, got {cold_every}")
+        an_objective(objective)
+        k = a_whole_number("k", k)
+        cold_every = a_whole_number("cold_every", cold_every)
+        seed = a_generator_seed(seed)
+        if not 0 < a_number("rtol", rtol) < 1:
+            raise ValueError(f"rtol must lie in (0, 1), got {rtol}")
+        if max_products is not None:
+            max_products = a_whole_number("max_products", max_products)
         if (grow_above is None) != (max_k is None):
             raise ValueError("grow_above and max_k belong together; give both or neither")
-        if max_k is not None and max_k < k:
-            raise ValueError(f"max_k must be at least k = {k}, got {max_k}")
+        if grow_above is not None and max_k is not None:
+            grow_above = a_number("grow_above", grow_above, nan=False)
+            max_k = a_whole_number("max_k", max_k)
+            if max_k < k:
+                raise ValueError(f"max_k must be at least k = {k}, got {max_k}")
         self._settings = {
             "k": k,
             "rtol": rtol,
@@ -154,7 +164,7 @@ class SharpnessTracker:
         self, theta: Tensor, hessian: Hessian | QuadraticHessian | None = None
     ) -> EigenResult | list[EigenResult]:
         """Measure at θ; the result, or one for each run, is kept in `last`."""
-        theta = theta.detach().to(self._objective.device)
+        theta = a_tensor("theta", theta).detach().to(self._objective.device)
         points = theta[None] if theta.ndim == 1 else theta
         operator = hessian or self._objective.hessian(theta)
         if len(self._memories) != len(points):

@@ -23,8 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eoslib.checkpoint import Checkpoint, digest, moved
-from eoslib.numerics import limited_threads
+from eoslib._arguments import (
+    a_function,
+    a_generator_seed,
+    a_number,
+    a_tensor,
+    a_whole_number,
+    an_objective,
+    shown,
+)
+from eoslib.checkpoint import DIGESTS, Checkpoint, moved
+from eoslib.numerics import digest, limited_threads
 from eoslib.objective import Objective
 from eoslib.recorder import (
     Measurement,
@@ -32,6 +41,7 @@ from eoslib.recorder import (
     Schedule,
     Snapshot,
     StopRule,
+    check_recorded,
     every,
     restore,
     state_of,
@@ -56,16 +66,17 @@ class Minibatches:
         seed: seed of the order.
 
     Raises:
-        ValueError: the size is not a positive whole number.
+        ValueError: the size is not a positive whole number, or the seed is none.
     """
 
     size: int
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a size that is none."""
-        if self.size != int(self.size) or self.size < 1:
-            raise ValueError(f"a batch needs a positive whole number of examples, got {self.size}")
+        """Refuse a size that is none, and a seed."""
+        size = a_whole_number("a batch's number of examples", self.size)
+        object.__setattr__(self, "size", size)
+        object.__setattr__(self, "seed", a_generator_seed(self.seed))
 
     def epochs(self, num_examples: int) -> Iterator[Tensor]:
         """Yield the indices of one batch after another, ``(b,)`` int64, without end.
@@ -123,11 +134,12 @@ def train(
         checkpoint: where to save the state now and then, and to go on from if there is one: the
             record is then that of a run which was never cut off, to the bit on the same machine,
             as long as the measurements and stop rules are functions of their arguments. Its
-            provenance says where it was resumed.
+            provenance says where it was resumed. Other settings, other data or another model than
+            the checkpoint's are refused; see `eoslib.checkpoint`.
 
     Raises:
-        ValueError: ``num_steps`` is not a positive integer, two measurements share a name, a
-            measurement's shape changes, or the checkpoint is another training's.
+        ValueError: an argument is of another type or out of its range, two measurements share a
+            name, a measurement's shape changes, or the checkpoint is another training's.
         TypeError: the settings hold something that JSON has no place for.
 
     Cost: one gradient a step plus the measurements; with mini-batches of b of n examples, b/n of a
@@ -180,16 +192,27 @@ def train_together(
 
     Cost: for a small network, a step of R runs costs about as much as two or three of one run.
     """
-    if num_steps != int(num_steps) or num_steps < 1:
-        raise ValueError(f"num_steps must be a positive whole number, got {num_steps}")
-    if not rules:
-        raise ValueError("no update rule was given; pass at least one")
-    num_steps = int(num_steps)
-    tracker = sharpness or SharpnessTracker(objective)
+    an_objective(objective)
+    num_steps = a_whole_number("num_steps", num_steps)
+    _check_rules(rules)
+    check_recorded(sharpness, measurements, stop, report, settings, checkpoint)
+    if sharpness_schedule is not None:
+        a_function("sharpness_schedule", sharpness_schedule, "for instance every(5)")
+    if not isinstance(batches, Minibatches | None):
+        raise ValueError(f"batches must be Minibatches(size, seed), got {shown(batches)}")
+    divergence_factor = a_number("divergence_factor", divergence_factor)
+    if not divergence_factor >= 1:
+        raise ValueError(
+            f"divergence_factor is a multiple of the first loss, at least 1, got "
+            f"{divergence_factor:g}"
+        )
+    tracker = SharpnessTracker(objective) if sharpness is None else sharpness
     names = ["loss", "sharpness", "eigenvalues", *(m.name for m in measurements)]
     if len(set(names)) != len(names):
         raise ValueError(f"measurement names must be unique and new, got {names[3:]}")
-    start = (objective.initial_point if theta is None else theta.to(objective.device)).detach()
+    start = (
+        objective.initial_point if theta is None else a_tensor("theta", theta).to(objective.device)
+    ).detach()
     given = dict(settings or {})
     if batches is not None:
         given |= {"batch_size": batches.size, "batch_seed": batches.seed}
@@ -201,10 +224,19 @@ def train_together(
         )
         for rule in rules
     ]
+    identity: dict[str, Any] = {
+        "runs": [progress.record.settings for progress in progresses],
+        "start": digest(start),
+        "tracker": tracker.settings,
+        "measurements": names[3:],
+        "divergence_factor": divergence_factor,
+    }
+    if checkpoint is not None:
+        identity[DIGESTS] = objective.digests()
     loop = _Loop(
         objective,
         tracker,
-        sharpness_schedule or every(5),
+        every(5) if sharpness_schedule is None else sharpness_schedule,
         None if batches is None else _batch_gradients(objective, batches),
         tuple(measurements),
         tuple(stop),
@@ -212,17 +244,30 @@ def train_together(
         divergence_factor,
         num_steps,
         checkpoint,
-        {
-            "runs": [progress.record.settings for progress in progresses],
-            "start": digest(start),
-            "tracker": tracker.settings,
-            "measurements": names[3:],
-            "divergence_factor": divergence_factor,
-        },
+        identity,
     )
     with limited_threads(objective.num_parameters * objective.num_examples):
         loop.run(progresses)
     return [progress.result for progress in progresses if progress.result is not None]
+
+
+def _check_rules(rules: object) -> None:
+    if not isinstance(rules, Sequence) or isinstance(rules, str):
+        raise ValueError(
+            f"expected a list of update rules, got {shown(rules)}; for instance "
+            "[GradientDescent(0.01), GradientDescent(0.02)]"
+        )
+    if not rules:
+        raise ValueError("no update rule was given; pass at least one")
+    for rule in rules:
+        wanted = ("name", "lr", "settings", "threshold", "init", "step")
+        if isinstance(rule, type) or not all(hasattr(rule, name) for name in wanted):
+            known = {"polyak": "Polyak(0.01, 0.9)", "nesterov": "Nesterov(0.01, 0.9)"}
+            example = known.get(str(rule).lower(), "GradientDescent(0.01)")
+            raise ValueError(
+                f"expected an update rule, which knows its step size, got {shown(rule)}; for "
+                f"instance {example}"
+            )
 
 
 def _method(rule: UpdateRule, num_steps: int) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from eoslib._arguments import a_number, a_whole_number, shown
+
 if TYPE_CHECKING:
     from eoslib.tracker import SharpnessTracker
 
@@ -135,7 +137,7 @@ class _Momentum:
     def __post_init__(self) -> None:
         """Refuse numbers that are no step size or no momentum."""
         object.__setattr__(self, "lr", checked_step_size(self.lr))
-        if not 0 <= self.beta < 1:
+        if not 0 <= a_number("the momentum", self.beta) < 1:
             raise ValueError(f"the momentum must lie in [0, 1), got {self.beta!r}")
 
     @property
@@ -206,7 +208,8 @@ class StepSizeChanges:
     ``lr`` and ``threshold`` are those before the first change.
 
     Raises:
-        ValueError: the steps do not increase, or a step size is not a finite number above zero.
+        ValueError: the rule is another, the steps are none or do not increase, or a step size is
+            not a finite number above zero.
     """
 
     def __init__(
@@ -214,7 +217,22 @@ class StepSizeChanges:
     ) -> None:
         """Make a rule for every stretch between two changes."""
         self.rule = rule
-        self.changes = [(int(step), float(lr)) for step, lr in changes]
+        if not isinstance(rule, GradientDescent | Polyak | Nesterov):
+            raise ValueError(
+                f"the rule must be GradientDescent, Polyak or Nesterov, got {shown(rule)}"
+            )
+        if not isinstance(changes, Sequence) or any(
+            not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2
+            for pair in changes
+        ):
+            raise ValueError(
+                f"expected a list of pairs (step, step size), got {shown(changes)}; for instance "
+                "[(1000, 0.02)]"
+            )
+        self.changes = [
+            (a_whole_number("the step of a change", step, least=0), checked_step_size(lr))
+            for step, lr in changes
+        ]
         steps = [-1, *(step for step, _ in self.changes)]
         if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
             raise ValueError(f"the steps of step-size changes must increase, got {steps[1:]}")
@@ -267,7 +285,13 @@ class InverseSharpness:
     threshold = math.nan
 
     def __init__(self, tracker: SharpnessTracker) -> None:
-        """Follow a tracker."""
+        """Follow a tracker.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not hasattr(tracker, "last"):
+            raise ValueError(f"expected a SharpnessTracker(objective), got {shown(tracker)}")
         self.tracker = tracker
 
     @property

@@ -10,6 +10,7 @@ from torch import distributed as dist
 
 import eoslib
 from eoslib.distributed import DistributedObjective
+from eoslib.measure import as_loss
 
 DOUBLE = torch.float64
 
@@ -27,6 +28,13 @@ def batch_norm_task() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
 
 
 GHOST = {"batch_norm": "ghost", "chunk_size": 3, "dtype": DOUBLE}
+
+
+def weighted_task() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor, eoslib.Loss]:
+    """Its loss divides by the weight of all labels; the two ranks' are not the same."""
+    data = eoslib.digits(31)
+    weighted = torch.nn.CrossEntropyLoss(torch.arange(1.0, 11), ignore_index=3)
+    return network(), data.inputs, data.labels, as_loss(weighted, data.labels)
 
 
 def measure(objective, theta: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -103,11 +111,14 @@ def main(folder: Path) -> None:
         network(), eoslib.digits(31), dtype=DOUBLE, chunk_size=5
     )
     ghost = DistributedObjective(*batch_norm_task(), **GHOST)
+    weighted = DistributedObjective(*weighted_task(), dtype=DOUBLE)
     found = {
         "dense": measure(objective, objective.initial_point)
         | {"accuracy": torch.tensor(objective.accuracy(objective.initial_point))}
         | trained(objective),
         "ghost": measure(ghost, ghost.initial_point),
+        "weighted": measure(weighted, weighted.initial_point),
+        "digests": objective.digests(),
         "shards": [objective.local.num_examples, ghost.local.num_examples],
         "counts": [objective.num_examples, objective.num_gradients, objective.num_products],
         "refusals": refusals(objective),

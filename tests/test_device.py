@@ -40,6 +40,7 @@ from eoslib import (
     train,
     train_together,
 )
+from eoslib.measure import as_loss
 from eoslib.quantities import QUANTITIES, Setting, quantity
 from eoslib.spectrum import hutchinson_trace, trace
 from tests.accelerator import DEVICE, There, accelerator
@@ -123,6 +124,27 @@ def test_derivatives(same, loss, chunk_size, network):
         ]
 
     same(derivatives, loss=loss, chunk_size=chunk_size, network=network)
+
+
+def test_digests_for_checkpoints_are_those_of_the_cpu():
+    with accelerator():
+        there = objective(DEVICE).digests()
+    assert there == objective("cpu").digests()
+
+
+def test_class_weights_come_along(same):
+    data, weight = digits(60), torch.arange(1.0, 11)
+    loss = as_loss(nn.CrossEntropyLoss(weight, ignore_index=3, label_smoothing=0.1), data.labels)
+
+    def weighted(device, **options):
+        model = build("fc-tanh", 64, 10, widths=(8, 8), seed=0)
+        return Objective(model, data.inputs, data.labels, loss, device=device, **options)
+
+    def derivatives(one):
+        theta = one.initial_point
+        return [*one.value_and_gradient(theta), one.hvp(theta, theta)]
+
+    same(derivatives, make=weighted)
 
 
 def test_a_point_from_here_is_taken_along(same):

@@ -12,7 +12,15 @@ import torch
 
 from eoslib import Objective, digits
 from eoslib.distributed import DistributedObjective, _fingerprint, shard_of
-from tests.distributed_ranks import DOUBLE, GHOST, batch_norm_task, measure, network, trained
+from tests.distributed_ranks import (
+    DOUBLE,
+    GHOST,
+    batch_norm_task,
+    measure,
+    network,
+    trained,
+    weighted_task,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,9 +44,11 @@ def test_two_ranks_give_what_one_process_gives(ranks):
     ghost = Objective(*batch_norm_task(), **GHOST)
     theta = objective.initial_point
     accuracy = {"accuracy": torch.tensor(objective.accuracy(theta))}
+    weighted = Objective(*weighted_task(), dtype=DOUBLE)
     expected = {
         "dense": measure(objective, theta) | accuracy | trained(objective),
         "ghost": measure(ghost, ghost.initial_point),
+        "weighted": measure(weighted, weighted.initial_point),
     }
     for name, numbers in expected.items():
         for what, number in numbers.items():
@@ -48,6 +58,7 @@ def test_two_ranks_give_what_one_process_gives(ranks):
             # a run's loss is kept and compared like everything else, after twelve steps
             assert torch.allclose(first, number, rtol=1e-9, atol=1e-12), (name, what)
     assert [rank["shards"] for rank in ranks] == [[15, 6], [16, 5]]  # whole chunks of 5 and of 3
+    assert ranks[0]["digests"] == ranks[1]["digests"]  # of all examples, not of each rank's
     assert ranks[0]["counts"] == ranks[1]["counts"]
     assert ranks[0]["counts"][0] == 31
 

@@ -152,11 +152,11 @@ def test_the_same_seed_gives_the_same_bits():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"k": 0}, r"k must lie in 1\.\.60"),
-        ({"k": 61}, r"k must lie in 1\.\.60"),
+        ({"k": 0}, r"k must be a whole number in 1\.\.60"),
+        ({"k": 61}, r"k must be a whole number in 1\.\.60"),
         ({"which": "largest"}, "largest_algebraic"),
         ({"rtol": 0.0}, "rtol must lie in"),
-        ({"max_products": 0}, "max_products must be at least 1"),
+        ({"max_products": 0}, "max_products must be a positive whole number"),
         ({"start": torch.zeros(59)}, r"start must have shape \(60,\)"),
         ({"start": torch.zeros(60)}, "no usable vector"),
         ({"start": torch.full((60,), torch.nan)}, "no usable vector"),

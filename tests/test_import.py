@@ -13,11 +13,12 @@ PACKAGE = Path(__file__).parents[1] / "eoslib"
 
 #: A module may import those named before it (and nothing of its own row).
 LAYERS = [
-    ["_names", "numerics", "palette", "linear_chain", "linops", "checks", "progress"],
+    ["_arguments", "_names"],
+    ["numerics", "palette", "linear_chain", "linops", "checks", "progress"],
     ["downloads"],
     ["cifar10", "wikitext2", "prose"],
     ["losses", "data", "convolutional", "transformer"],
-    ["architectures"],
+    ["architectures", "torch_losses"],
     ["functional_model", "eigen", "update_rules", "runs"],
     ["objective", "checkpoint"],
     ["taylor", "tracker", "spectrum", "one_step", "distributed"],

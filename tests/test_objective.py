@@ -1116,3 +1116,43 @@ def test_a_function_that_is_not_to_be_had_in_float64_is_taken_as_it_is():
     objective = Objective(Model(), torch.ones(2, 1), torch.zeros(2, 1), dtype="float32")
     product = objective.hessian(objective.initial_point) @ torch.ones(1)
     assert product.item() == pytest.approx(15 * 0.7**4, rel=1e-5)  # of w⁶/2
+
+
+class TestBatchStatisticsOfOneExample:
+    """PyTorch's error comes in the middle of a pass and knows nothing of chunks."""
+
+    @staticmethod
+    def flat():
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+
+    @pytest.mark.parametrize(
+        ("n", "options", "seen"),
+        [
+            (1, {"batch_norm": "full_batch"}, "data set is one example.*more examples, or batch_"),
+            (65, {"batch_norm": "ghost", "chunk_size": 64}, "65 examples in chunks of 64 leave 1"),
+            (
+                65,
+                {"batch_norm": "ghost", "chunk_size": 64},
+                r"instance 63, or batch_norm=\"running",
+            ),
+            (9, {"batch_norm": "ghost", "chunk_size": 1}, "9 examples in chunks of 1 .*instance 3"),
+            (3, {"batch_norm": "ghost", "chunk_size": 2}, "for instance 3"),
+        ],
+    )
+    def test_is_refused(self, n, options, seen):
+        with pytest.raises(ValueError, match=seen):
+            Objective(self.flat(), torch.randn(n, 3), torch.randn(n, 2), **options)
+
+    def test_what_the_advice_gives(self):
+        for n, options in ((9, {"chunk_size": 3}), (65, {"chunk_size": 63})):
+            x, y = torch.randn(n, 3), torch.randn(n, 2)
+            task = Objective(self.flat(), x, y, batch_norm="ghost", **options)
+            assert torch.isfinite(task.gradient(task.initial_point)).all()
+        Objective(self.flat(), x[:1], y[:1], batch_norm="running")
+
+    def test_with_spatial_extent_it_is_a_batch(self):
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
+        x, y = torch.randn(5, 1, 4, 4), torch.randn(5, 2)
+        task = Objective(model, x, y, batch_norm="ghost", chunk_size=2)
+        assert torch.isfinite(task.gradient(task.initial_point)).all()
+        Objective(model, x[:1], y[:1], batch_norm="full_batch")

@@ -372,7 +372,7 @@ def test_wrong_arguments():
     density = spectral_density(operator, num_probes=2, num_steps=4)
     with pytest.raises(ValueError, match="order must be a non-negative integer, got -1"):
         density.moment(-1)
-    with pytest.raises(ValueError, match="threshold is NaN"):
+    with pytest.raises(ValueError, match="threshold must be a number, got nan"):
         density.share_above(math.nan)
     for width in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="width must be a positive number"):

@@ -270,7 +270,7 @@ def test_the_tracker_finds_a_top_eigenvector_it_had_lost(new_top):
     seen = [float(tracker(after)[0]) for _ in range(4)]
     assert seen[0] == pytest.approx(6)  # so a warm start alone cannot see it
     assert seen[2:] == pytest.approx([new_top, new_top], rel=1e-3)
-    with pytest.raises(ValueError, match="cold_every must be at least 1"):
+    with pytest.raises(ValueError, match="cold_every must be a positive whole number"):
         SharpnessTracker(objective, cold_every=0)
 
 

@@ -370,7 +370,7 @@ def test_stochastic_explosions_between_measurements_are_outcomes():
 
 
 def test_bad_batches_are_refused():
-    with pytest.raises(ValueError, match="whole number of examples"):
+    with pytest.raises(ValueError, match="number of examples must be a positive whole"):
         Minibatches(0)
     with pytest.raises(ValueError, match="cannot be drawn"):
         train(small(), GradientDescent(0.1), num_steps=1, batches=Minibatches(51))

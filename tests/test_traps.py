@@ -89,7 +89,7 @@ def test_power_iteration_says_when_it_has_not_converged():
         result.eigenvalue()
     broken = SymmetricOperator(lambda v: v * torch.nan, 10, dtype=DOUBLE)
     assert power_iteration(broken).status is EigenStatus.NOT_FINITE
-    with pytest.raises(ValueError, match="max_products must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_products must be a positive whole number, got 0"):
         power_iteration(operator, max_products=0)
 
 
