@@ -25,7 +25,10 @@ def shown(value: object) -> str:
     """A value in an error message: a plain one as it is written, of any other the type."""
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)
-    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "AEIOUaeiou" else f"a {name}"
 
 
 def a_whole_number(

@@ -106,7 +106,7 @@ REFUSED = {
     "seed": (lambda: lanczos(MATRIX, seed=0.5), r"seed must be a whole number, got 0\.5"),
     "start": (lambda: lanczos(MATRIX, start=[1.0] * 8), "start must be a tensor, got a list"),
     "starts": (lambda: lanczos_together(TWO, starts=3), "list of one start for each run, got 3"),
-    "no operator": (lambda: lanczos(TASK), r"got a Objective; .* objective\.hessian\(theta\)"),
+    "no operator": (lambda: lanczos(TASK), r"got an Objective; .* objective\.hessian\(theta\)"),
     "power": (
         lambda: power_iteration(MATRIX, rtol=math.nan),
         r"rtol must lie in \(0, 1\), got nan",
@@ -177,7 +177,7 @@ REFUSED = {
     "momentum": (lambda: Polyak(0.1, "0.9"), r"momentum must be a number, got '0\.9'"),
     "changes": (lambda: StepSizeChanges(RULE, [0.1]), r"list of pairs .*\[\(1000, 0\.02\)\]"),
     "changes of": (lambda: StepSizeChanges("gd", [(9, 0.1)]), "must be GradientDescent.* got 'gd'"),
-    "inverse": (lambda: InverseSharpness(TASK), "expected a SharpnessTracker.* got a Objective"),
+    "inverse": (lambda: InverseSharpness(TASK), "expected a SharpnessTracker.* got an Objective"),
 }
 
 
