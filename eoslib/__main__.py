@@ -17,6 +17,7 @@ from eoslib.architectures import ARCHITECTURES
 from eoslib.data import reads_files
 from eoslib.experiment import OPTIMIZERS, Experiment, batches_of, run_path, run_together
 from eoslib.losses import LOSSES
+from eoslib.numerics import keep_freed_memory, resolve_device
 from eoslib.progress import ProgressLine, duration_in_words
 from eoslib.quantities import QUANTITIES
 from eoslib.recorder import Snapshot
@@ -124,6 +125,8 @@ def _chosen(given: argparse.Namespace) -> dict[str, Any]:
 
 def _run_all(experiments: Sequence[Experiment], out: Path, given: argparse.Namespace) -> list[Run]:
     """Run experiments with their progress shown, and say what came of each."""
+    if resolve_device(given.device).type == "cpu":
+        keep_freed_memory()
     found = {}
     for batch in batches_of(experiments, given.device):
         label = batch[0].name if len(batch) == 1 else f"{len(batch)} × {batch[0].architecture}"

@@ -1,10 +1,12 @@
 """Where and how numbers are computed: device, dtype, precision, long sums, the stamp a run carries.
 
-Nothing here acts at import time; every switch is a context manager that puts back what it found.
+Nothing here acts at import time; every switch but `keep_freed_memory` is a context manager that
+puts back what it found.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import platform
 import sys
@@ -24,6 +26,7 @@ __all__ = [
     "full_precision",
     "hardware_stamp",
     "inner_products",
+    "keep_freed_memory",
     "limited_threads",
     "resolve_device",
     "resolve_dtype",
@@ -193,6 +196,29 @@ def limited_threads(work: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep the memory that it frees, from now on, and hand it out again.
+
+    glibc returns every block of more than 32 MiB to the system, and gets the next one as pages that
+    the system fills with zeros first. Where one layer puts out more than that, half of the
+    processor's time can go there. On one core, gradients and Hessian-vector products took 2.0 and
+    1.7 times as long without this for `cnn-tanh` on 1,000 images, 1.4 and 2.0 times for
+    `cnn-bn-tanh` on 500, and 1.4 and 1.7 times for the Transformer on 100 pieces of text. The
+    process holds more memory, 1.1 to 1.4 times as much there.
+
+    It cannot be undone and acts on the whole process, hence for programs, not for libraries:
+    `python -m eoslib` calls it before it computes on a CPU.
+
+    Returns:
+        Whether it could be had: with glibc, on Linux.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, -1))
 
 
 def hardware_stamp(device: torch.device | None = None) -> dict[str, str | int]:

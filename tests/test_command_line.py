@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from eoslib import Run, train
+from eoslib import __main__ as command_line
 from eoslib.__main__ import main
 from eoslib.progress import ProgressLine, duration_in_words
 from eoslib.recipes import RECIPES
@@ -50,6 +52,15 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     )
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("device", "times"), [("cpu", 1), ("cuda", 0)])
+def test_freed_memory_is_kept_on_a_cpu_only(device, times, tmp_path, capsys, monkeypatch):
+    calls = []
+    monkeypatch.setattr(command_line, "keep_freed_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr(command_line, "resolve_device", lambda _: torch.device(device))
+    status, _, _ = call(f"{TRAIN} --lr 0.1 --out {tmp_path}", capsys)
+    assert (status, len(calls)) == (0, times)
 
 
 def test_data_for_a_task_that_needs_none(tmp_path, capsys):

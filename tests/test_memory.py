@@ -53,3 +53,35 @@ def test_peak_memory_is_that_of_a_chunk():
 @pytest.mark.parametrize(("name", "expected"), [("vgg11", 9_750_922), ("vgg11-bn", 9_756_426)])
 def test_vgg_has_the_papers_number_of_parameters(name, expected):
     assert sum(p.numel() for p in build(name, 3, 10).parameters()) == expected
+
+
+PAGES = """
+import resource, torch
+from eoslib.numerics import keep_freed_memory
+kept = keep_freed_memory() if {keep} else None
+fill = lambda: torch.ones(2**24)  # 64 MiB
+fill(), fill(), fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    fill()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a switch of glibc's")
+def test_freed_memory_is_kept():
+    """Not one page in a hundred is asked of the system again."""
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", PAGES.format(keep=keep)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for keep in (False, True)
+    ]
+    if said[1][0] == "False":
+        pytest.skip("this C library has no such switch")
+    assert [word for word, _ in said] == ["None", "True"]
+    given_back, kept = (int(pages) for _, pages in said)
+    assert kept < given_back / 100
