@@ -174,7 +174,7 @@ TRIED = [
     for name, recipe in RECIPES.items()
     if not recipe.experiments[0].architecture.startswith(("vgg", "resnet"))
     and not (name.startswith(("vary-cnn", "batch-norm")) and name.endswith("cross-entropy"))
-    and not name.startswith(("5k-cnn", "1k-transformer"))
+    and not name.startswith(("5k-cnn", "1k-transformer", "100-transformer"))
 ]
 
 
