@@ -28,7 +28,7 @@ from tests.node import find_node  # noqa: E402
 STEPS = {
     "edge": 2000,
     "drop": 3000,
-    "raise": 2600,
+    "raise": 3200,
     "hand": 1700,
     "flow": 1500,
     "beside_flow": 800,
@@ -41,7 +41,7 @@ STEPS = {
     "adam": 2200,
     "batches": 2400,
     "cross_entropy": 2600,
-    "digits": 180,
+    "digits": 600,
 }
 CHANNELS = ("time", "loss", "threshold", "eigenvalue1", "twin")
 PLACES = 400  # along the x axis, at most

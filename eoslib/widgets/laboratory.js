@@ -200,7 +200,7 @@ function render({ model, el }) {
   /* -- the run ------------------------------------------------------------------------------ */
   let base = {}; // the settings from which Reset begins
   let warm = 0; // steps that are done before the reader sees the run
-  let home = -1; // the preset that is shown, or −1
+  let home = -1; // the preset with which the run began, or −1
   let next = null; // a run that waits until the one in progress is there to be its shadow
   let session = 0, started = null, snap = null, initial = null, stepSize = 0, unit = 2, range = [0.01, 2], goal = 0;
   let running = false, awaiting = false, stepped = false, stale = true, lastFrame = 0, owed = 0, axis = "steps", ghosts = [];
@@ -348,16 +348,21 @@ function render({ model, el }) {
   const positionOf = (lr) => (POSITIONS * Math.log(lr / range[0])) / Math.log(range[1] / range[0]);
 
   /* What is shown is no preset any more. */
-  function forsake() {
-    home = chooser.value = -1;
+  /* From here on it is the reader's experiment: begun with a preset, or not even that. */
+  function depart() {
+    chooser.value = -1;
     $(".eos-claim").textContent = "";
+  }
+  function forsake() {
+    depart();
+    home = -1;
   }
 
   function choose(lr) {
     stepSize = clamp(lr, ...range);
     base = { ...base, stepSize, changes: [], twinAt: -1 };
     warm = 0;
-    if (!compact) forsake();
+    if (!compact) depart();
     if (snap?.state !== "diverged") send("stepSize", { value: stepSize });
     stale = true;
     schedule();
@@ -381,8 +386,8 @@ function render({ model, el }) {
   });
   $(".eos-reset").addEventListener("click", () => {
     if (running) halt();
-    // in a chapter, back to the state that the text is talking about
-    if (compact && presets[home]?.warm) preset(home);
+    // back to the state that the text is talking about
+    if (presets[home]?.warm) preset(home);
     else begin(base, { steps: warm, weights: given() });
   });
   $(".eos-twin").addEventListener("click", () => { send("twin"); if (!running) ask(); });
@@ -922,7 +927,7 @@ function render({ model, el }) {
       figure.querySelector("[role]").setAttribute("aria-label", spoken);
     }
     const words = `${describe(snap, stepSize, base.optimizer)}${!running && root.dataset.why ? `; ${root.dataset.why}` : ""}`
-      + (!diverged ? "" : compact && presets[home]?.warm ? ". Press Reset to go back." : ". Choose a smaller step size and press Reset.");
+      + (!diverged ? "" : presets[home]?.warm ? ". Press Reset to go back." : ". Choose a smaller step size and press Reset.");
     say(status, words); // spoken when it changes
     root.classList.toggle("eos-lost", diverged);
     const facts = reading();

@@ -55,10 +55,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "raise": {
         "name": "At the edge, then a larger step size",
-        "text": "This run sits at 2/η = 20; at step 1,400 the step size doubles, and the network "
+        "text": "This run sits at 2/η = 20; at step 2,000 the step size doubles, and the network "
         "finds itself far above its line. Does it diverge?",
-        "settings": {**_SMALL, "stepSize": 0.1, "changes": [[1400, 0.2]]},
-        "warm": 1390,
+        "settings": {**_SMALL, "stepSize": 0.1, "changes": [[2000, 0.2]]},
+        "warm": 1990,
     },
     "hand": {
         "name": "At the edge, your hand on the step size",
@@ -98,8 +98,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "relu": {
         "name": "Kinks: ReLU",
-        "text": "A ReLU network is piecewise linear in each of its weights, so its loss is a bowl "
-        "on every piece, with kinks between. Will the sharpness rise, and know its line?",
+        "text": "Along any single weight the square loss of a ReLU network is made of pieces of "
+        "parabolas, with kinks between. Will the sharpness rise, and know its line?",
         "settings": {**_SMALL, "activation": "relu", "stepSize": 0.2},
     },
     "deep_linear": {
@@ -155,14 +155,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "digits": {
         "name": "Real images: handwritten digits",
-        "text": "Two hundred images, a network 64-20-20-10. Is it the same line on real data? Each "
+        "text": "Two hundred images, a network 64-20-20-10. Is there a line at 12.5 on real data, too? Each "
         "step costs more, so give it time.",
         "settings": {
             "task": "digits",
             "points": 200,
             "hidden": [20, 20],
             "init": "pytorch",
-            "stepSize": 0.2,
+            "stepSize": 0.16,
         },
     },
 }

@@ -248,6 +248,30 @@ def test_without_workers_it_runs_on_the_main_thread(page: Any, address: str) -> 
     assert page.problems == []
 
 
+@browser_test
+def test_reset_goes_back_to_where_the_experiment_began(shown: Any) -> None:
+    choose(shown, "hand")
+    warm = PRESETS["hand"]["warm"]
+    reach(shown, warm)
+    before, claim = at_rest(shown), shown.locator(".eos-claim")
+    slider(shown).press("PageDown")
+    assert shown.get_by_label("experiment").input_value() == "-1"
+    assert claim.text_content() == ""
+    run_to(shown, warm + 100)
+    button(shown, "Reset").click()
+    reach(shown, warm)
+    now = at_rest(shown)
+    for name in ("step", "lr", "sharpness", "threshold"):
+        assert now[name] == before[name]
+    assert claim.text_content() == PRESETS["hand"]["text"]
+    # another network is another experiment
+    shown.locator(".eos-settings summary").click()
+    set_field(shown, "hidden", "8")
+    button(shown, "Reset").click()
+    reach(shown, 0)
+    assert at_rest(shown)["step"] == 0
+
+
 # -- what each preset promises ---------------------------------------------------------------------
 
 
@@ -279,11 +303,11 @@ def middle(data: dict[str, Any], first: int, last: int) -> float:
         ("relu", 2200, 1400, 0.9, 1.1),
         ("deep_linear", 500, 100, 0.95, 1.1),
         ("adam", 2200, 1400, 0.85, 1.1),
-        ("digits", 180, 60, 0.85, 1.2),
+        ("digits", 600, 300, 0.95, 1.15),
         ("batches", 2400, 1600, 0.4, 0.8),
         ("cross_entropy", 2600, 2400, 0.2, 0.8),
         ("drop", 3000, 2600, 0.9, 1.1),
-        ("raise", 2800, 2200, 0.9, 1.1),
+        ("raise", 3200, 2400, 0.95, 1.05),
         ("hand", 1700, 1250, 0.95, 1.05),
     ],
 )
@@ -299,7 +323,10 @@ def test_presets_reach_their_line(
     assert low <= middle(data, first, steps) <= high
     if preset == "drop":
         assert middle(data, 1010, 1100) < 0.85, "the line jumped away"
+    if preset == "digits":
+        assert middle(data, 0, 100) < 0.85, "it starts below its line"
     if preset == "raise":
+        assert 0.95 <= middle(data, 1900, 1980) <= 1.05, "it sat at its line before"
         assert max(v or 0 for v in data["high"]["eigenvalue1"]) > 1.5 * 10, "far above its line"
         assert data["state"] == "training", "and it came back"
     if preset == "cross_entropy":
