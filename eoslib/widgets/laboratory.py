@@ -155,8 +155,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "digits": {
         "name": "Real images: handwritten digits",
-        "text": "Two hundred images, a network 64-20-20-10. Is there a line at 12.5 on real data, too? Each "
-        "step costs more, so give it time.",
+        "text": "Two hundred images, a network 64-20-20-10. Is there a line on real data, "
+        "too, at 12.5? Each step costs more, so give it time.",
         "settings": {
             "task": "digits",
             "points": 200,
