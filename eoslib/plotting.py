@@ -89,11 +89,13 @@ def draw_threshold(
 
 
 def plain_log_ticks(axis: Axis) -> None:
-    """Label a log axis with plain numbers: 1, 2 and 5 where it spans less than two decades."""
+    """Label a log axis with plain numbers: powers of ten, 1-2-5, or finer, by what it spans."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
     subs = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
+    if high < 6 * low:
+        subs = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

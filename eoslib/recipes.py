@@ -473,7 +473,7 @@ def _normalised() -> list[Recipe]:
                 f"batch normalisation, {activation}, 500 images: also between the iterates",
                 "appendix on batch normalisation, on a tenth of its images",
                 ("C22", "C23"),
-                tuple(_gd(1_000, 2 / t, **small) for t in (20, 60)),
+                tuple(_gd(1_000, 2 / t, **small) for t in (20, 60, 200)),
                 replace(_CNN, examples=500),
                 "Number of images and step sizes chosen by us, for two CPU cores. All examples "
                 "share the statistics of a batch.",
