@@ -200,7 +200,10 @@ class FunctionalModel:
         buffers = [buffer.clone() for buffer in self._module.buffers()]
         theta = self.initial_point
         with torch.no_grad(), _Functions() as functions:
-            first = self(theta, x)
+            try:
+                first = self(theta, x)
+            finally:  # a cast that does not fit the next layer's weights fails there
+                functions.refuse_half_precision(self.initial_point.dtype)
         # PyTorch's fused attention cannot be differentiated twice; its plain form can. The second
         # derivative of its weight normalisation is wrong, and not symmetric (PyTorch 2.13).
         self._fused_attention = any("attention" in name for name in functions.names)
@@ -291,11 +294,12 @@ class FunctionalModel:
 
     def _refuse_rough(self, x: Tensor, original: Sequence[Tensor]) -> None:
         leaf = self.initial_point.clone().requires_grad_()
-        astray, own = False, set[str]()
+        astray, constant, own = False, False, set[str]()
         try:
             with torch.enable_grad():
                 total = self(leaf, x[:2]).square().sum()
-                if total.requires_grad:
+                constant = not total.requires_grad
+                if not constant:
                     gradient, *others = torch.autograd.grad(
                         total, [leaf, *original], create_graph=True, allow_unused=True
                     )
@@ -308,6 +312,13 @@ class FunctionalModel:
                 f"the model cannot be differentiated twice: {error}. Replace the operation named "
                 "(activation checkpointing and fused kernels are common causes)"
             ) from error
+        if constant:
+            raise ValueError(
+                "to the derivative the model's outputs are constants: none of them depends on a "
+                "trainable parameter in a way that can be differentiated (torch.no_grad(), .data, "
+                ".detach() or float() in forward, or argmax?), so gradient and Hessian would be "
+                "zero. Take it out"
+            )
         if astray:
             raise ValueError(
                 "the copy of the model still reads parameters of the original (by a lambda or a "
@@ -420,12 +431,27 @@ class _Functions(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
+        self._in_half: dict[str, torch.dtype] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.names.add(getattr(func, "__name__", ""))
-        return func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        self.names.add(name)
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype in (torch.bfloat16, torch.float16):
+            self._in_half.setdefault(name, result.dtype)
+        return result
+
+    def refuse_half_precision(self, dtype: torch.dtype) -> None:
+        """Nothing that we give to a model is in half precision; so it went there by itself."""
+        if self._in_half:
+            name, found = next(iter(self._in_half.items()))
+            raise ValueError(
+                f"the model computes in {found} inside ({name!r}), although its parameters are in "
+                f"{dtype} here: the rounding makes the loss a staircase, whose steps a Hessian "
+                "cannot see. Take torch.autocast and casts such as x.bfloat16() out of forward"
+            )
 
 
 def _custom_functions(outputs: Tensor) -> set[str]:

@@ -5,8 +5,9 @@ sharpness. The conventions here are those of Cohen et al. (2021):
 
 * square loss: ½ ‖f(x) − y‖², summed over outputs, averaged over examples;
 * cross-entropy: −log softmax(f(x))_y, averaged over examples;
-* token cross-entropy: the same for sequences, averaged over all words of all examples. (Plain
-  cross-entropy sums over the words of an example, which is its length times as much.)
+* token cross-entropy: the same for sequences, averaged over all words of all examples. (Their sum
+  over the words of an example would be its length times as much, and the sharpness with it; so
+  plain cross-entropy refuses sequences, of which it could mean either.)
 
 A `Loss` gives its terms, whose *sum* over the examples is the total; `eoslib.objective.Objective`
 divides by the number of all examples, which makes uneven chunks exact.
@@ -87,7 +88,8 @@ def _cross_entropy_terms(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
-def _check_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
+def check_labels(outputs: Tensor, targets: Tensor) -> None:
+    """Raise a ``ValueError`` unless the targets are classes of the outputs, or probabilities."""
     n, *rest = outputs.shape
     if outputs.ndim < 2:
         raise ValueError(
@@ -110,10 +112,24 @@ def _check_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
                 f"got values from {lowest} to {highest}"
             )
     else:
-        advice = "; convert them: labels.long()" if targets.shape == (n, *rest[1:]) else ""
+        advice = ""
+        if targets.shape == (n, *rest[1:]):
+            advice = "; convert them: labels.long()"
+        elif outputs.ndim == 3 and targets.shape == outputs.shape[:2]:
+            advice = "; the classes come second: output=lambda result: result.transpose(1, 2)"
         raise ValueError(
             f"cross-entropy needs int64 labels of shape {(n, *rest[1:])} or probabilities of shape "
             f"{tuple(outputs.shape)}, got {targets.dtype} of shape {tuple(targets.shape)}{advice}"
+        )
+
+
+def _check_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
+    check_labels(outputs, targets)
+    if outputs.ndim > 2:
+        raise ValueError(
+            f"cross-entropy got outputs of shape {tuple(outputs.shape)}, several positions for "
+            "each example; say 'token_cross_entropy' for the mean over all positions, which is "
+            "that of nn.CrossEntropyLoss(). (For their sum write a Loss.)"
         )
 
 
@@ -128,7 +144,7 @@ def _check_token_cross_entropy(outputs: Tensor, targets: Tensor) -> None:
             f"per word, (n, length); got {tuple(outputs.shape)} and {targets.dtype} of shape "
             f"{tuple(targets.shape)}"
         )
-    _check_cross_entropy(outputs, targets)
+    check_labels(outputs, targets)
 
 
 square_loss = Loss("square", "train loss (½ mean squared error)", _square_terms, check_square)

@@ -71,9 +71,6 @@ def sharpness(
     parameters = list(model.parameters())
     if not parameters:
         raise ValueError("the model has no parameters")
-    if dtype is None:
-        own = parameters[0].dtype
-        dtype = own if own in (torch.float32, torch.float64) else torch.float32
     with plain_modes():  # also in an evaluation under torch.inference_mode(), or under autocast
         inputs, targets = full_batch(data)
         objective = Objective(
@@ -133,7 +130,12 @@ def full_batch(data: Data) -> tuple[Tensor, Tensor]:
             raise ValueError(
                 f"expected batches of (inputs, targets), two tensors, got {_described(batch)}; "
                 "wrap the loader so that it yields these, for instance "
-                '[(batch["x"], batch["y"]) for batch in loader]'
+                + (
+                    "[(torch.cat([a, b], dim=1), y) for a, b, y in loader], and let a module take "
+                    "the inputs apart again"
+                    if isinstance(batch, tuple | list) and len(batch) > 2
+                    else '[(batch["x"], batch["y"]) for batch in loader]'
+                )
             )
         if len(batch[0]) != len(batch[1]):
             raise ValueError(

@@ -96,7 +96,7 @@ class Objective:
         batch_norm: BatchNormMode | None = None,
         output: Callable[[Any], Tensor] | None = None,
         device: str | torch.device | None = "cpu",
-        dtype: str | torch.dtype = torch.float32,
+        dtype: str | torch.dtype | None = None,
     ) -> None:
         """Copy the model and the data to ``device`` in ``dtype``.
 
@@ -118,16 +118,18 @@ class Objective:
                 different losses. No mode changes the buffers.
             output: for a model that returns an object: takes out the tensor that the loss needs.
             device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for CUDA where there is one.
-            dtype: ``float32`` or ``float64``.
+            dtype: ``float32`` or ``float64``; ``None``: the model's if that is one of them, else
+                ``float32``.
 
         Raises:
             ValueError: no examples; inputs and targets of different length or of shapes that do
                 not fit; NaN or infinite data; a layer that is random; a batch-norm mode that is
                 missing, out of place or at odds with the chunk size; a chunk of one example for
                 layers that take its statistics; a model that mixes examples,
-                changes its parameters, buffers or inputs, or cannot be copied or differentiated
-                twice; no trainable parameters; a loss that averages, broadcasts or cannot be
-                differentiated; a bad chunk size, device, dtype or loss name.
+                changes its parameters, buffers or inputs, computes in less than single precision,
+                is a constant to the derivative, or cannot be copied or differentiated twice; no
+                trainable parameters; a loss that averages, broadcasts or cannot be differentiated;
+                a bad chunk size, device, dtype or loss name.
         """
         if not isinstance(model, nn.Module):
             raise ValueError(
@@ -137,7 +139,7 @@ class Objective:
         if output is not None:
             a_function("output", output, "it takes the tensor of outputs out of the model's result")
         self.device = resolve_device(device)
-        self.dtype = resolve_dtype(dtype)
+        self.dtype = _own_dtype(model) if dtype is None else resolve_dtype(dtype)
         self.loss = get_loss(loss)
         self.inputs, self.targets = self._checked_data(inputs, targets)
         self.num_examples = self.inputs.shape[0]
@@ -286,8 +288,6 @@ class Objective:
 
         def linearize(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
             outputs = self.model.apply(leaves, x)
-            if not outputs.requires_grad:
-                return torch.zeros_like
             detached = outputs.detach().requires_grad_()
             terms = self.loss.terms(detached, y).sum() / self.num_examples
             slope = _gradients(terms, [detached], create_graph=True)
@@ -499,7 +499,7 @@ class Objective:
             share = self._shares(outputs, y)
         if share.requires_grad or not parts[0].requires_grad:
             return share
-        # A network whose outputs ignore θ has a constant loss: gradient zero, not an error.
+        # A loss that counts none of this chunk's examples may be a constant there: gradient zero.
         return share + 0 * parts[0].sum()
 
     def _shares(self, outputs: Tensor, y: Tensor) -> Tensor:
@@ -655,6 +655,12 @@ class _ByAutograd:
         with torch.enable_grad():
             products = _products(self._graph, self._leaves, parts, keep_graph=not last)
         return _flat(products, vector.ndim - 1)
+
+
+def _own_dtype(model: nn.Module) -> torch.dtype:
+    """That of the model's parameters where curvature can be measured in it, else float32."""
+    own = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    return own if own in (torch.float32, torch.float64) else torch.float32
 
 
 def _gradients(

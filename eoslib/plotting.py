@@ -93,9 +93,9 @@ def plain_log_ticks(axis: Axis) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    subs = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
+    subs = [1.0] if high > 100 * low else [1.0, 2.0, 5.0]
     if high < 6 * low:
-        subs = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+        subs = [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0]
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from eoslib._arguments import a_tensor
-from eoslib.losses import Loss, check_square, cross_entropy, get_loss
+from eoslib.losses import LOSSES, Loss, check_labels, check_square, get_loss
 from eoslib.numerics import digest
 
 __all__ = ["as_loss"]
@@ -48,7 +48,7 @@ _NUMERIC = (
 )
 _KNOWN = frozenset((*_LABELLED, *_NUMERIC))
 #: Why some that one would expect are not among them.
-_NOT_KNOWN: dict[type[nn.Module], str] = dict.fromkeys(
+_NOT_KNOWN: dict[type, str] = dict.fromkeys(
     (nn.MultiMarginLoss, nn.MultiLabelMarginLoss), "PyTorch has no second derivative of it"
 ) | dict.fromkeys(
     (
@@ -102,9 +102,9 @@ def as_loss(loss: str | Loss | nn.Module, targets: Tensor | None = None) -> Loss
     kind = type(loss)
     if kind not in _KNOWN:
         name = kind.__name__ if isinstance(loss, nn.Module) else repr(loss)
-        why = f" ({_NOT_KNOWN[kind]})" if kind in _NOT_KNOWN else ""
+        names = ", ".join(map(repr, LOSSES))
         raise ValueError(
-            f"got the loss {name}{why}; known are 'square', 'cross_entropy' and PyTorch's "
+            f"got the loss {name}{_why_not(loss)}; known are {names} and PyTorch's "
             f"{', '.join(sorted(known.__name__ for known in _KNOWN))}. Write any other as "
             "Loss(name, label, terms, check), where terms(outputs, targets) does not average: its "
             "entries, one row per example, sum to the loss of all examples"
@@ -168,6 +168,15 @@ def as_loss(loss: str | Loss | nn.Module, targets: Tensor | None = None) -> Loss
     return Loss(name, f"train loss (nn.{name})", terms, check)
 
 
+def _why_not(loss: object) -> str:
+    """A hint for those that are often given."""
+    if isinstance(loss, type):
+        return f" (a class; make a loss of it: {loss.__name__}())"
+    if callable(loss) and not isinstance(loss, nn.Module):
+        return " (a function; give the module, such as nn.CrossEntropyLoss())"
+    return f" ({_NOT_KNOWN[type(loss)]})" if type(loss) in _NOT_KNOWN else ""
+
+
 def _factor(loss: Any, targets: Tensor) -> float | None:
     """n/D where D depends on the data set (see above), ``None`` for means over all entries."""
     if loss.reduction == "sum":
@@ -200,7 +209,7 @@ def _check_labels(loss: Any, outputs: Tensor, targets: Tensor) -> None:
     """As for cross-entropy, but a label that is ignored need not be a class."""
     if not targets.is_floating_point():
         targets = targets.masked_fill(targets == loss.ignore_index, 0)
-    cross_entropy.check(outputs, targets)
+    check_labels(outputs, targets)
 
 
 def _refuse_weights_of_examples(loss: Any, outputs: Tensor, name: str) -> None:

@@ -158,7 +158,10 @@ def test_the_sharpness_inside_of_inference_mode_and_autocast(mode):
     ("data", "seen"),
     [
         ([], "yielded no batch"),
-        ([(torch.ones(1, 2), torch.ones(1), torch.ones(1))], "a tuple of a tensor of shape"),
+        (
+            [(torch.ones(1, 2), torch.ones(1), torch.ones(1))],
+            "of a tensor of .* for a, b, y in loader",
+        ),
         ([{"x": torch.ones(1, 2), "y": torch.ones(1)}], "a dict with the keys 'x', 'y'"),
         ([((torch.ones(1, 2), torch.ones(1, 2)), torch.ones(1))], "a tuple of a tuple of a tensor"),
         ([torch.ones(2, 2), torch.ones(2)], r"a tensor of shape \(2, 2\)"),

@@ -252,7 +252,7 @@ def test_data_and_point_are_copied():
         assert torch.equal(operator @ v, product)
 
 
-def test_derivatives_also_under_no_grad_and_of_a_constant():
+def test_derivatives_under_no_grad_and_of_a_loss_that_counts_nothing_in_a_chunk():
     objective = small_objective()
     theta = objective.initial_point
     expected = objective.gradient(theta)
@@ -260,13 +260,20 @@ def test_derivatives_also_under_no_grad_and_of_a_constant():
         assert torch.equal(objective.gradient(theta), expected)
         assert torch.isfinite(objective.hvp(theta, theta)).all()
 
-    class Constant(nn.Linear):
-        def forward(self, x):
-            return x
+    def terms(outputs, targets):
+        counts = targets[:, :1] > 0
+        if not counts.any():
+            return torch.zeros_like(counts, dtype=outputs.dtype)
+        return counts * (outputs - targets).square()
 
-    constant = Objective(Constant(3, 3), torch.randn(5, 3), torch.randn(5, 3))
-    assert float(constant.gradient(constant.initial_point).norm()) == 0
-    assert float(constant.hvp(constant.initial_point, constant.initial_point).norm()) == 0
+    inputs, targets = torch.randn(6, 3), torch.ones(6, 2)
+    targets[2:] = -1
+    loss = Loss("masked", "masked", terms, lambda f, y: None)
+    model = nn.Linear(3, 2)
+    whole, split = (Objective(model, inputs, targets, loss, chunk_size=c) for c in (None, 2))
+    theta = whole.initial_point
+    assert torch.allclose(split.gradient(theta), whole.gradient(theta))
+    assert torch.allclose(split.hvp(theta, theta), whole.hvp(theta, theta))
 
 
 def test_two_threads_do_not_disturb_each_other():
@@ -1070,6 +1077,47 @@ class TestMoreRefusals:
         self.refused(model, r"targets.double\(\)", targets=torch.arange(8)[:, None])
         labels = torch.ones(8, dtype=torch.int32)
         self.refused(nn.Linear(3, 2), r"labels.long\(\)", "cross_entropy", targets=labels)
+        tokens = torch.randint(0, 6, (8, 3))
+        second = r"the classes come second: output=lambda result: result.transpose\(1, 2\)"
+        self.refused(nn.Embedding(6, 6), second, "cross_entropy", inputs=tokens, targets=tokens)
+
+    @pytest.mark.parametrize("kind", ["no_grad", "data", "argmax"])
+    def test_outputs_that_are_constants_to_the_derivative(self, kind):
+        class Constant(nn.Linear):
+            def forward(self, x):
+                if kind == "data":
+                    return x @ self.weight.data.T
+                if kind == "argmax":
+                    return nn.functional.one_hot(super().forward(x).argmax(dim=1), 2).float()
+                with torch.no_grad():
+                    return super().forward(x)
+
+        self.refused(Constant(3, 2), "to the derivative the model's outputs are constants")
+
+    def test_half_precision_inside_the_model(self):
+        class Autocast(nn.Linear):
+            def forward(self, x):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    return super().forward(x).float()
+
+        class Cast(nn.Linear):
+            def forward(self, x):
+                return super().forward(x.half())
+
+        self.refused(Autocast(3, 2), r"in torch.bfloat16 inside \('linear'\).*torch.autocast")
+        self.refused(Cast(3, 2), r"in torch.float16 inside \('half'\), .* in torch.float32 here")
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted"),
+    [(torch.float32,) * 2, (DOUBLE,) * 2, (torch.bfloat16, torch.float32)],
+)
+def test_the_dtype_is_the_models_where_curvature_can_be_measured_in_it(own, wanted):
+    model = nn.Linear(3, 2).to(own)
+    inputs, targets = torch.randn(5, 3), torch.randn(5, 2)
+    objective = Objective(model, inputs, targets)
+    assert objective.dtype == objective.initial_point.dtype == wanted
+    assert Objective(model, inputs, targets, dtype="float64").dtype == DOUBLE
 
 
 def test_a_parameter_that_is_a_single_number_at_several_points():
