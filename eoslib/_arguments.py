@@ -124,3 +124,24 @@ def an_objective(value: object) -> None:
             f"expected an Objective, got {shown(value)}; make one of {model} and its data: "
             "Objective(model, inputs, targets, loss)"
         )
+
+
+def starting_point(objective: Any, theta: object) -> Tensor:
+    """θ where a training begins, on the objective's device and in its dtype; never a copy.
+
+    Args:
+        objective: whose initial point is taken for ``None``.
+        theta: ``(P,)``.
+
+    Raises:
+        ValueError: it has another shape, or is no tensor.
+    """
+    if theta is None:
+        start: Tensor = objective.initial_point
+        return start.detach()
+    given = a_tensor("theta", theta)
+    if given.shape != (objective.num_parameters,):
+        raise ValueError(
+            f"expected theta of shape ({objective.num_parameters},), got {tuple(given.shape)}"
+        )
+    return given.detach().to(objective.device, objective.dtype)

@@ -140,6 +140,7 @@ class Checkpoint:
         now = time.monotonic()
         self._next = now + max(self.interval, (now - started) / _SHARE if self.interval else 0)
         if self.stop_requested:
+            self.stop_requested = False  # heard; whoever goes on with this object may
             raise KeyboardInterrupt(f"stopped on request; {self.path} holds the state")
 
     def remove(self) -> None:

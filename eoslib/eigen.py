@@ -77,6 +77,9 @@ __all__ = [
 #: because μ in it is itself estimated. See
 #: tests/test_tracker.py for stretches of training that it was chosen on.
 _SAFETY = 4.0
+#: A residual of so many units in the last place of the largest Ritz value counts as rounding. (At a
+#: hundred, an eigenvalue 1e5 times smaller than one of the other sign was wrong in its own sign.)
+_ROUNDING = 10
 
 #: Ritz vectors that a result holds beyond those asked for, at most.
 _SPARE = 3
@@ -322,7 +325,7 @@ class _Search:
             found = min(self.k + 2, self.filled)
             residuals, norms = self._residuals(values, coefficients, found)
             scale = np.maximum(scale, np.abs(values).max(axis=1))
-            floor = 100 * torch.finfo(self.operator.dtype).eps * scale[:, None]
+            floor = _ROUNDING * torch.finfo(self.operator.dtype).eps * scale[:, None]
             errors = self._error_estimates(values, norms, known)
             asked = np.abs(values[:, : self.k])
             closed = norms[:, : self.k] <= np.maximum(self.rtol * asked, floor)
@@ -383,7 +386,7 @@ class _Search:
         """
         pairs = closed.argmin(axis=1)  # the first that is open, or 0
         runs = np.arange(self.num_runs)
-        exhausted = ~(norms[runs, pairs] > 0.01 * floor[:, 0])
+        exhausted = ~(norms[runs, pairs] > floor[:, 0] / _ROUNDING)
         if (pairs == pairs[0]).all() and not exhausted.any() and self.products >= lengths.max():
             return residuals[:, int(pairs[0])]
         directions = []
@@ -579,12 +582,16 @@ def power_iteration(
         a_function("callback", callback, "it is called with the result so far")
     given = _as_start(start, operator)
     generator = torch.Generator().manual_seed(a_generator_seed(seed))
+    if given is not None and given.vectors.shape[1] != 1:
+        raise ValueError(
+            f"expected one start vector, ({operator.size},), got {given.vectors.shape[1]} of them"
+        )
     draw = _gaussian(operator, generator) if given is None else given.vectors[:, 0]
-    vector = draw / draw.norm()
+    vector = draw / _norm(draw)
     for products in range(1, max_products + 1):
         image = operator.matvec(vector)
         value = float(vector @ image)
-        norm = float((image - value * vector).norm())
+        norm = _norm(image - value * vector)
         if not np.isfinite(norm):
             status = EigenStatus.NOT_FINITE
         elif norm <= rtol * abs(value):
@@ -605,8 +612,13 @@ def power_iteration(
             callback(result)
         if status is not EigenStatus.MAX_PRODUCTS:
             break
-        vector = image / image.norm()
+        vector = image / _norm(image)
     return result
+
+
+def _norm(vector: Tensor) -> float:
+    """In float64, because the squares of tiny and of huge float32 numbers have no place there."""
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
 
 def scipy_eigsh(

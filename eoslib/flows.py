@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eoslib._arguments import a_number, a_tensor, a_whole_number, an_objective
+from eoslib._arguments import a_number, a_whole_number, an_objective, starting_point
 from eoslib.checkpoint import DIGESTS, Checkpoint, moved
 from eoslib.numerics import digest, limited_threads
 from eoslib.objective import Objective
@@ -123,10 +123,7 @@ def gradient_flow(
         raise ValueError(f"measurement names must be unique and new, got {names[3:]}")
     num_ticks = math.ceil(duration / tick - 1e-9)
     tracker = SharpnessTracker(objective) if sharpness is None else sharpness
-    start = (
-        objective.initial_point if theta is None else a_tensor("theta", theta).to(objective.device)
-    )
-    point = start.detach().clone()
+    point = starting_point(objective, theta).clone()
     method = {
         "optimizer": "gradient flow",
         "tick": tick,
@@ -237,10 +234,10 @@ class RandomProjection:
         dimension = a_whole_number("dimension", dimension)
         random = np.random.default_rng(a_whole_number("seed", seed, least=0))
         draw = random.standard_normal((dimension, num_parameters)) / math.sqrt(dimension)
-        self._matrix = torch.from_numpy(draw)
+        self._drawn = self._moved = torch.from_numpy(draw)
 
     def __call__(self, theta: Tensor) -> Tensor:
         """A θ, ``(d,)``."""
-        if self._matrix.dtype != theta.dtype or self._matrix.device != theta.device:
-            self._matrix = self._matrix.to(theta)
-        return self._matrix @ theta
+        if self._moved.dtype != theta.dtype or self._moved.device != theta.device:
+            self._moved = self._drawn.to(theta)
+        return self._moved @ theta

@@ -23,6 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from eoslib.linear_chain import affine
+
 __all__ = ["BatchNormMode", "FunctionalModel"]
 
 BatchNormMode = Literal["full_batch", "ghost", "running"]
@@ -90,7 +92,8 @@ class FunctionalModel:
         self._fused_attention = self._fused_weight_norm = False
         self._chain = _linear_chain(self._module)
         # Slices of θ sit in the module's slots during a forward pass; a training in a background
-        # thread (the explorer's) must not exchange them under another thread's pass.
+        # thread (the explorer's) must not exchange them under another thread's pass. (A model with
+        # activation checkpoints reads them in the backward pass too: one thread at a time.)
         self._lock = threading.Lock()
 
     def _collect_parameters(self) -> None:
@@ -170,8 +173,11 @@ class FunctionalModel:
         return [*self._module.buffers(), *frozen]
 
     def layers(self) -> str:
-        """The names and types of all layers."""
-        return ", ".join(f"{n}: {type(m).__qualname__}" for n, m in self._module.named_modules())
+        """The names and types of all layers, with their options."""
+        return ", ".join(
+            f"{name}: {type(layer).__qualname__}({layer.extra_repr()})"
+            for name, layer in self._module.named_modules()
+        )
 
     def module_at(self, theta: Tensor) -> nn.Module:
         """A fresh copy of the module as it was given, with θ for its parameters."""
@@ -383,16 +389,10 @@ class FunctionalModel:
         hidden = x.expand(len(parts[0]), *x.shape)
         for layer, weight, bias in self._chain:
             if isinstance(layer, nn.Linear):
-                hidden = _linear(hidden, named[weight], named.get(bias))
+                hidden = affine(hidden, named[weight], named.get(bias))
             else:
                 hidden = layer(hidden)
         return hidden if self._output is None else torch.vmap(self._output)(hidden)
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if bias is None:
-        return torch.bmm(x, weight.mT)
-    return torch.baddbmm(bias[:, None, :], x, weight.mT)
 
 
 def _linear_chain(module: nn.Module) -> list[tuple[nn.Module, str, str]] | None:
@@ -403,7 +403,7 @@ def _linear_chain(module: nn.Module) -> list[tuple[nn.Module, str, str]] | None:
     if type(module) is not nn.Sequential or any(map(_is_altered, module.modules())):
         return None
     chain: list[tuple[nn.Module, str, str]] = []
-    for name, layer in module.named_children():
+    for name, layer in module._modules.items():  # named_children() names a layer used twice once
         if type(layer) is nn.Linear:
             if not all(parameter.requires_grad for parameter in layer.parameters()):
                 return None
@@ -412,8 +412,10 @@ def _linear_chain(module: nn.Module) -> list[tuple[nn.Module, str, str]] | None:
             chain.append((layer, "", ""))
         elif not (type(layer) is nn.Flatten and not chain):  # inputs are flat already
             return None
-    places = [id(p) for layer, *_ in chain for p in layer.parameters()]
-    return chain if len(set(places)) == len(places) else None
+    linear = [layer for layer, weight, _ in chain if weight]
+    used = [p for layer in linear for p in (layer.weight, layer.bias) if p is not None]
+    every_one_once = len(set(used)) == len(used) == len(list(module.parameters()))
+    return chain if every_one_once else None
 
 
 def _is_altered(module: nn.Module) -> bool:
@@ -481,6 +483,8 @@ class _PlainWeightNorm(TorchFunctionMode):
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    if dim != -1:  # which stands for all dimensions here
+        dim %= v.ndim
     others = [other for other in range(v.ndim) if dim == -1 or other != dim]
     norm = torch.linalg.vector_norm(v, dim=others, keepdim=dim != -1) if others else v.abs()
     return v * (g / norm)

@@ -32,7 +32,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ChainPass", "Slope"]
+__all__ = ["ChainPass", "Slope", "affine"]
 
 #: Maps outputs ``(R, n, c)`` to the R losses, their slope by the outputs, and the function that
 #: multiplies by the losses' Hessian in the outputs.
@@ -118,7 +118,7 @@ class _Linear:
 
     def forward(self, inputs: Tensor) -> Tensor:
         self._inputs = inputs
-        return _affine(inputs, self._weight, self._bias)
+        return affine(inputs, self._weight, self._bias)
 
     def backward(self, error: Tensor, gradients: Sequence[Tensor]) -> Tensor:
         self._error = error
@@ -130,7 +130,7 @@ class _Linear:
 
     def forward_along(self, moved: Tensor | None, directions: Sequence[Tensor]) -> Tensor:
         weight, bias = self._places
-        change = _affine(
+        change = affine(
             self._inputs, directions[weight], None if bias is None else directions[bias]
         )
         return change if moved is None else change.baddbmm_(moved, self._weight.mT)
@@ -206,7 +206,8 @@ def _derivative(values: Tensor, leaf: Tensor, *, create_graph: bool = False) -> 
     return slopes
 
 
-def _affine(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def affine(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Outputs ``(R, m, out)`` of R linear layers, one for each of R parameter vectors."""
     if bias is None:
         return torch.bmm(inputs, weight.mT)
     return torch.baddbmm(bias[:, None, :], inputs, weight.mT)

@@ -121,7 +121,7 @@ class SymmetricOperator:
         if a_tensor("the vector", vector).shape != self.shape:
             raise ValueError(f"expected a vector of shape {self.shape}, got {tuple(vector.shape)}")
         self.num_products += 1
-        return self._multiply(vector.to(self.device, self.dtype))
+        return self._multiply(vector.to(self.device, self.dtype)).detach()
 
     __matmul__ = matvec
 
@@ -147,7 +147,7 @@ class SymmetricOperator:
             raise ValueError(f"expected a block ({self.size}, m), got {tuple(block.shape)}")
         rows = block.T.to(self.device, self.dtype)
         self.num_products += rows.shape[0]
-        return self._multiply_rows(rows).T
+        return self._multiply_rows(rows).detach().T
 
     def to_dense(self) -> Tensor:
         """The matrix itself, ``(P, P)``, by P products: for small P and for tests."""

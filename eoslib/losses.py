@@ -15,6 +15,7 @@ divides by the number of all examples, which makes uneven chunks exact.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,10 +57,6 @@ class Loss:
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean loss over the examples of ``outputs`` and ``targets``, as a 0-d tensor."""
         return self.terms(outputs, targets).sum() / outputs.shape[0]
-
-    def per_example(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each example, ``(n,)``."""
-        return self.terms(outputs, targets).reshape(outputs.shape[0], -1).sum(dim=1)
 
 
 def _square_terms(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -184,12 +181,14 @@ def get_loss(loss: str | Loss) -> Loss:
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
     """Share of examples whose largest output is at the labelled class.
 
+    Labels below zero, as PyTorch's for what is to be ignored, count neither way.
+
     Args:
         outputs: ``(n, classes)``.
         targets: labels ``(n,)`` or one-hot rows ``(n, classes)``.
 
     Returns:
-        A number in [0, 1].
+        A number in [0, 1]; NaN where no label counts, or an output is NaN.
 
     Raises:
         ValueError: the outputs have one column. Their argmax is always 0, so the "accuracy" of a
@@ -206,4 +205,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
             f"accuracy needs one label per example, got {tuple(targets.shape)} for outputs of "
             f"shape {tuple(outputs.shape)}"
         )
-    return float((outputs.argmax(dim=1) == labels).double().mean())
+    if bool(outputs.isnan().any()):
+        return math.nan
+    counted = labels >= 0
+    return float((outputs.argmax(dim=1) == labels)[counted].double().mean())

@@ -21,7 +21,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from eoslib._arguments import a_function, a_tensor, shown
+from eoslib._arguments import a_function, a_tensor, a_whole_number, shown
 from eoslib.data import Dataset
 from eoslib.functional_model import BatchNormMode, FunctionalModel
 from eoslib.linear_chain import ChainPass
@@ -393,8 +393,8 @@ class Objective:
         return moved[0], moved[1]
 
     def _checked_chunk_size(self, chunk_size: int | None, batch_norm: str | None) -> int:
-        if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
-            raise ValueError(f"chunk_size must be a positive integer or None, got {chunk_size!r}")
+        if chunk_size is not None:
+            chunk_size = a_whole_number("chunk_size", chunk_size, advice=", or None for one pass")
         size = min(chunk_size or self.num_examples, self.num_examples)
         if batch_norm == "full_batch" and size < self.num_examples:
             raise ValueError(

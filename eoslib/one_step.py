@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from eoslib._arguments import a_number, an_objective
+from eoslib._arguments import a_number, a_whole_number, an_objective
 from eoslib.eigen import lanczos
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ def sharpness_between(
     """
     start, end = _points(objective, start, end)
     _distance(start, end)
-    if type(num_points) is not int or num_points < 2:
-        raise ValueError(f"num_points must be an integer, at least 2, got {num_points!r}")
+    num_points = a_whole_number("num_points", num_points, least=2)
     if not 0 < a_number("resolution", resolution) <= 1:
         raise ValueError(f"resolution must lie in (0, 1], got {resolution}")
     sharpness: dict[float, float] = {}
@@ -204,8 +203,7 @@ def effective_smoothness(
     """
     (theta,) = _points(objective, theta)
     _check_lr(lr)
-    if type(num_points) is not int or num_points < 1:
-        raise ValueError(f"num_points must be a positive integer, got {num_points!r}")
+    num_points = a_whole_number("num_points", num_points)
     gradient = _gradient(objective, theta)
     largest = 0.0
     for index in range(1, num_points + 1):

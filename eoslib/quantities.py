@@ -35,7 +35,7 @@ from eoslib.one_step import effective_smoothness, sharpness_between
 from eoslib.recorder import Measurement, Schedule, at_steps, every
 from eoslib.taylor import TaylorQuadratic
 from eoslib.tracker import SharpnessTracker
-from eoslib.update_rules import UpdateRule
+from eoslib.update_rules import GradientDescent, UpdateRule
 
 __all__ = ["DEPENDS_ON_RULE", "QUANTITIES", "Setting", "quantity"]
 
@@ -60,10 +60,12 @@ class Setting:
         """The step size of gradient descent, for the quantity of that name.
 
         Raises:
-            ValueError: another optimizer is at work.
+            ValueError: another optimizer is at work, or the step size changes.
         """
-        if self.rule is None or self.rule.name != "gd":
-            raise ValueError(f"quantity {name!r} is defined for gradient descent")
+        if not isinstance(self.rule, GradientDescent):
+            raise ValueError(
+                f"quantity {name!r} is defined for gradient descent with one step size"
+            )
         return self.rule.lr
 
 

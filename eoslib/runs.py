@@ -145,7 +145,10 @@ class Run:
 
     @property
     def threshold(self) -> float:
-        """The update rule's stability threshold, 2/η for gradient descent, ∞ for gradient flow."""
+        """The update rule's stability threshold, 2/η for gradient descent, ∞ for gradient flow.
+
+        Where the step size changes, that of the first one.
+        """
         return float(self.settings["threshold"])
 
     @property
@@ -158,9 +161,16 @@ class Run:
 
     @property
     def sharpness_ratio(self) -> Series:
-        """Sharpness divided by the threshold: 1 is the edge."""
+        """Sharpness divided by the threshold of the step size at that step: 1 is the edge."""
         sharpness = self.sharpness
-        return Series(sharpness.steps, sharpness.values / self.threshold)
+        return Series(sharpness.steps, sharpness.values / self._thresholds(sharpness.steps))
+
+    def _thresholds(self, steps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The threshold at each of the steps; all are inversely proportional to the step size."""
+        thresholds = np.full(len(steps), self.threshold)
+        for begin, lr in self.settings.get("lr_changes", []):
+            thresholds[steps >= begin] = self.threshold * self.lr / lr
+        return thresholds
 
     @property
     def crossing(self) -> int | None:
@@ -182,7 +192,8 @@ class Run:
             )
         ratio, crossing = self.sharpness_ratio, self.crossing
         if crossing is None:
-            now = f"sharpness {self.sharpness.values[-1]:.3g}, threshold {self.threshold:.3g}"
+            line = self._thresholds(ratio.steps)[-1]
+            now = f"sharpness {self.sharpness.values[-1]:.3g}, threshold {line:.3g}"
             if self.outcome.status == "goal reached":
                 return f"solved before reaching the edge: {now}"
             late = ratio.values[len(ratio) // 2 :]
@@ -196,7 +207,10 @@ class Run:
             word = "now below it" if start else "was at the edge, now below it"
             return f"{start}{word}: sharpness {tail:.2f} × threshold"
         if start:
-            crossing = int(ratio.steps[np.argmax(ratio.values <= 1.1)])
+            down = np.flatnonzero(ratio.values <= 1.1)
+            if not len(down):
+                return f"{start}above it at the end: sharpness {tail:.2f} × threshold"
+            crossing = int(ratio.steps[down[0]])
         return f"{start}at the edge since step {crossing:,}"
 
     def plot(self, **options: Any) -> Any:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from eoslib._arguments import a_generator_seed, a_number, a_tensor
+from eoslib._arguments import a_generator_seed, a_number, a_tensor, a_whole_number
 from eoslib.linops import SymmetricOperator, plain_modes, refuse_other
 from eoslib.numerics import full_precision, inner_products
 
@@ -97,10 +97,9 @@ class SpectralDensity:
         For every single probe it is exact up to order 2m − 1, so that the standard error says all.
 
         Raises:
-            ValueError: the order is not a non-negative integer.
+            ValueError: the order is no whole number, or below 0.
         """
-        if type(order) is not int or order < 0:
-            raise ValueError(f"order must be a non-negative integer, got {order!r}")
+        order = a_whole_number("order", order, least=0)
         return _mean((self.weights * self.nodes**order).sum(dim=1))
 
     def trace(self) -> Estimate:
@@ -175,8 +174,8 @@ def spectral_density(
     that, eigenvalues that converged early appear again and again as ghosts. Memory: m vectors of
     length P for every probe of a block; a block is one probe, or as many as fit in 256 MiB.
     """
-    _check_positive("num_probes", num_probes)
-    _check_positive("num_steps", num_steps)
+    num_probes = a_whole_number("num_probes", num_probes)
+    num_steps = a_whole_number("num_steps", num_steps)
     refuse_other(operator)
     steps = min(num_steps, operator.size)
     block = max(1, _BASIS_BYTES // (steps * operator.size * operator.dtype.itemsize))
@@ -221,7 +220,7 @@ def trace(operator: SymmetricOperator, *, num_products: int = 60, seed: int = 0)
     Source: Meyer, Musco, Musco and Woodruff (2021), algorithm 1, with random directions in place of
     random signs.
     """
-    _check_positive("num_products", num_products)
+    num_products = a_whole_number("num_products", num_products)
     refuse_other(operator)
     if num_products >= operator.size:
         identity = torch.eye(operator.size, dtype=operator.dtype, device=operator.device)
@@ -261,7 +260,7 @@ def hutchinson_trace(
 
     Source: Girard (1987); Hutchinson (1990) with random signs for v.
     """
-    _check_positive("num_products", num_products)
+    num_products = a_whole_number("num_products", num_products)
     refuse_other(operator)
     generator = torch.Generator().manual_seed(a_generator_seed(seed))
     nothing = torch.empty(operator.size, 0, dtype=operator.dtype, device=operator.device)
@@ -308,15 +307,18 @@ def _tridiagonal(operator: SymmetricOperator, starts: Tensor, num_steps: int) ->
         for _ in range(2):  # "twice is enough" (Parlett 1998, §6.9)
             overlaps = inner_products(seen, images).to(seen.dtype)
             images = torch.baddbmm(images[:, None, :], overlaps[:, None, :], seen, alpha=-1)[:, 0]
-        norms = images.norm(dim=1)
-        beta = norms.double().cpu()
+        # In float64, because the squares of tiny and of huge float32 numbers have no place there.
+        norms = torch.linalg.vector_norm(images, dim=1, dtype=torch.float64)
+        beta = norms.cpu()
         scale = torch.maximum(scale, alpha.abs() + beta)
         # Below this, images are rounding. A pass too many does no harm, as the weights beyond a
         # tiny beta are its square; one too few would lose what is small but not nothing.
         running &= beta > 10 * torch.finfo(operator.dtype).eps * scale
         if not bool(running.any()):
             break
-        rows = torch.where(running.to(images.device)[:, None], images / norms[:, None], 0)
+        rows = torch.where(
+            running.to(images.device)[:, None], images / norms[:, None].to(images), 0
+        )
         matrices[:, j, j + 1] = matrices[:, j + 1, j] = torch.where(running, beta, 0)
     return matrices
 
@@ -344,8 +346,3 @@ def _on_sphere(operator: SymmetricOperator, count: int, generator: torch.Generat
 def _mean(samples: Tensor) -> Estimate:
     scatter = float(samples.std()) if len(samples) > 1 else math.nan
     return Estimate(float(samples.mean()), scatter / math.sqrt(len(samples)))
-
-
-def _check_positive(name: str, value: int) -> None:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")

@@ -75,6 +75,10 @@ class TaylorQuadratic:
 
     def value_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """q(θ), 0-d or ``(R,)``, and ∇q(θ), of θ's shape: both from the one product H d."""
+        if theta.ndim not in (1, 2) or theta.shape[-1] != self.num_parameters:
+            raise ValueError(
+                f"expected theta of shape ({self.num_parameters},), got {tuple(theta.shape)}"
+            )
         shift = theta.to(self.device, self.dtype) - self.initial_point
         bent = self._frozen.matvec(shift) if shift.ndim == 1 else self._frozen.matmat(shift.T).T
         slope = self._frozen.gradient

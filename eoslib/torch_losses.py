@@ -114,6 +114,11 @@ def as_loss(loss: str | Loss | nn.Module, targets: Tensor | None = None) -> Loss
             f"got the loss {kind.__name__} with reduction='none', which is one number for each "
             "example and no training loss; give reduction='mean' or 'sum'"
         )
+    if loss.reduction not in ("mean", "sum", *(["batchmean"] if kind is nn.KLDivLoss else [])):
+        raise ValueError(
+            f"got {kind.__name__} with reduction={loss.reduction!r}, which PyTorch does not know "
+            "for it; give reduction='mean' or 'sum'"
+        )
     if targets is not None and not a_tensor("targets", targets).ndim:
         raise ValueError("targets must have one row for each example, got a single number")
     module: Any = copy.deepcopy(loss)  # the caller's may change

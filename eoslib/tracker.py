@@ -97,7 +97,8 @@ class SharpnessTracker:
             rtol: relative accuracy of each eigenvalue.
             cold_every: every so many measurements search from random vectors too.
             grow_above: track one eigenvalue more from the next measurement on whenever the smallest
-                one tracked is above this, for instance above 1.5/η; at most ``max_k``.
+                one tracked is above this, for instance above 1.5/η; at most ``max_k``. Of several
+                runs one is enough, and all are tracked alike.
             max_k: how many to report; needed with ``grow_above``, and equal to k without.
             max_products: per search; see `lanczos`.
             seed: seed of the random vectors.
@@ -110,7 +111,8 @@ class SharpnessTracker:
         k = a_whole_number("k", k)
         cold_every = a_whole_number("cold_every", cold_every)
         seed = a_generator_seed(seed)
-        if not 0 < a_number("rtol", rtol) < 1:
+        rtol = a_number("rtol", rtol)
+        if not 0 < rtol < 1:
             raise ValueError(f"rtol must lie in (0, 1), got {rtol}")
         if max_products is not None:
             max_products = a_whole_number("max_products", max_products)

@@ -27,10 +27,10 @@ from eoslib._arguments import (
     a_function,
     a_generator_seed,
     a_number,
-    a_tensor,
     a_whole_number,
     an_objective,
     shown,
+    starting_point,
 )
 from eoslib.checkpoint import DIGESTS, Checkpoint, moved
 from eoslib.numerics import digest, limited_threads
@@ -129,7 +129,8 @@ def train(
             the run with status "goal reached".
         report: called after every step, for progress; returning True ends the run as "stopped".
         divergence_factor: the run has diverged when its loss is not finite or exceeds this
-            multiple of the initial loss. Divergence is an outcome on record, not an error.
+            multiple of the initial loss (of 1, or of its size, if that is not positive). Divergence
+            is an outcome on record, not an error.
         settings: what to add to the run's settings (data set, architecture, seed, …).
         checkpoint: where to save the state now and then, and to go on from if there is one: the
             record is then that of a run which was never cut off, to the bit on the same machine,
@@ -210,9 +211,7 @@ def train_together(
     names = ["loss", "sharpness", "eigenvalues", *(m.name for m in measurements)]
     if len(set(names)) != len(names):
         raise ValueError(f"measurement names must be unique and new, got {names[3:]}")
-    start = (
-        objective.initial_point if theta is None else a_tensor("theta", theta).to(objective.device)
-    ).detach()
+    start = starting_point(objective, theta)
     given = dict(settings or {})
     if batches is not None:
         given |= {"batch_size": batches.size, "batch_seed": batches.seed}
@@ -421,8 +420,9 @@ class _Loop:
         going = []
         for index, (progress, number) in enumerate(zip(active, numbers, strict=True)):
             if known and np.isnan(progress.limit):
-                tiny = torch.finfo(self.objective.dtype).tiny
-                progress.limit = self.divergence_factor * max(number, tiny)
+                # A first loss of zero or less is no measure of what would be too much.
+                scale = number if number > 0 else max(1.0, -number)
+                progress.limit = self.divergence_factor * scale
             if np.isfinite(number) and not (known and number > progress.limit):
                 going.append(index)
                 continue

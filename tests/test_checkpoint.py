@@ -258,6 +258,7 @@ def follow_descent(task, checkpoint, report=None):
         ({"running": 0.1}, "the layers, buffers and frozen parameters are not the same"),
         ({"frozen": 0.1}, "the layers, buffers and frozen parameters are not the same"),
         ({"activation": torch.nn.ReLU}, "the layers, buffers and frozen"),
+        ({"activation": lambda: torch.nn.ELU(2.0)}, "the layers, buffers and frozen"),
     ],
 )
 def test_other_data_and_other_models_are_other_trainings(follow, change, seen, tmp_path):
@@ -391,6 +392,7 @@ def test_a_signal_saves_and_ends_the_run(number, tmp_path):
     assert last[-1] == 12
     assert "saved at the end of this step" in told[0]
     assert signal.getsignal(number) is before
+    assert not checkpoint.stop_requested  # so that the same object may go on
     assert_same_record(CASES["polyak"](Checkpoint(tmp_path / "c"))[0], CASES["polyak"]()[0])
 
 

@@ -14,6 +14,7 @@ from eoslib import (
     SymmetricOperator,
     UnconvergedError,
     lanczos,
+    power_iteration,
 )
 from eoslib.eigen import Start, lanczos_together
 from eoslib.numerics import _stretches_at_once, inner_products
@@ -257,3 +258,30 @@ def test_a_block_around_a_solve_changes_nothing(block):
         found = lanczos(operator, 2)
     assert torch.equal(found.values, expected.values)
     assert torch.equal(found.vectors, expected.vectors)
+
+
+def test_a_small_eigenvalue_beside_a_large_one_of_the_other_sign_in_float32():
+    eigenvalues = torch.cat([torch.tensor([0.1, -3e3, -1e4]), torch.linspace(-0.5, 0.005, 40)])
+    for seed in range(5):
+        operator, _ = with_spectrum(eigenvalues, seed)
+        found = lanczos(operator, seed=seed, max_products=43)
+        exact = float(torch.linalg.eigvalsh(operator.to_dense().double())[-1])
+        assert found.eigenvalue() == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_power_iteration_of_tiny_and_huge_operators_in_float32(scale):
+    diagonal = torch.tensor([5.0, 3.0, 1.0, -1.0, -2.0, 0.5]) * scale
+    operator = SymmetricOperator(lambda v: diagonal * v, 6, dtype=torch.float32)
+    assert power_iteration(operator).eigenvalue() == pytest.approx(5 * scale, rel=1e-3)
+
+
+def test_power_iteration_starts_from_one_vector():
+    operator, _ = with_spectrum(torch.arange(1.0, 6.0))
+    with pytest.raises(ValueError, match="expected one start vector"):
+        power_iteration(operator, start=torch.eye(5)[:, :2])
+
+
+def test_an_operator_whose_products_carry_a_graph():
+    matrix = torch.diag(torch.arange(1.0, 6.0, dtype=torch.float64)).requires_grad_()
+    assert lanczos(SymmetricOperator.from_dense(matrix)).eigenvalue() == pytest.approx(5)

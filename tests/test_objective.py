@@ -711,7 +711,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("size", [0, -3, 2.5])
     def test_chunk_sizes_that_are_none(self, size):
-        with pytest.raises(ValueError, match="chunk_size must be a positive integer"):
+        with pytest.raises(ValueError, match="chunk_size must be a positive whole number"):
             self.objective(chunk_size=size)
 
     def test_theta_of_the_wrong_length(self):
@@ -834,7 +834,7 @@ class Applied(nn.Module):
         return self.function(self.linear(x))
 
 
-@pytest.mark.parametrize("dim", [0, 1, None])
+@pytest.mark.parametrize("dim", [0, 1, -2, None])
 def test_weight_normalisation_is_differentiated_twice(dim):
     torch.manual_seed(0)
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2), dim=dim), nn.Tanh())
@@ -1204,3 +1204,37 @@ class TestBatchStatisticsOfOneExample:
         task = Objective(model, x, y, batch_norm="ghost", chunk_size=2)
         assert torch.isfinite(task.gradient(task.initial_point)).all()
         Objective(model, x[:1], y[:1], batch_norm="full_batch")
+
+
+@pytest.mark.parametrize("shared", ["activation", "linear", "unused"])
+def test_a_chain_with_a_layer_used_twice_or_a_parameter_not_used(shared):
+    act, layer = nn.Softplus(), nn.Linear(4, 4)
+    if shared == "activation":  # named_children() would list it once
+        model = nn.Sequential(nn.Linear(4, 4), act, layer, act, nn.Linear(4, 2))
+    elif shared == "linear":
+        model = nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh(), nn.Linear(4, 2))
+    else:
+        layer.register_parameter("extra", nn.Parameter(torch.ones(3)))
+        model = nn.Sequential(layer, act, nn.Linear(4, 2))
+    objective = Objective(model.double(), torch.randn(7, 4), torch.randn(7, 2))
+    theta = objective.initial_point
+    value, gradient = objective.value_and_gradient(theta)
+    assert float(value) == pytest.approx(float(objective.value(theta)), rel=1e-12)
+    leaf = theta.clone().requires_grad_()
+    by_autograd = torch.autograd.functional.hessian(
+        lambda point: (
+            0.5 * (objective.model(point, objective.inputs) - objective.targets).square().sum() / 7
+        ),
+        leaf,
+    )
+    assert torch.allclose(objective.hessian(theta).to_dense(), by_autograd, atol=1e-12)
+    differences = (
+        objective.value(theta + 1e-6 * v) - objective.value(theta - 1e-6 * v)
+        for v in torch.eye(len(theta), dtype=DOUBLE)
+    )
+    assert torch.allclose(gradient, torch.stack(list(differences)) / 2e-6, atol=1e-8)
+
+
+def test_sizes_may_be_numpys():
+    objective = small_objective(chunk_size=torch.arange(8)[7])
+    assert objective.chunk_size == 7

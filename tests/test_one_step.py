@@ -412,11 +412,11 @@ def test_arguments_out_of_range():
     for rtol in (0.0, 1e-7, 1.0, math.nan):
         with pytest.raises(ValueError, match="rtol must lie in"):
             critical_sharpness(objective, theta, rtol=rtol)
-    for num_points in (1, 0, 2.0, True):
-        with pytest.raises(ValueError, match="num_points must be an integer, at least 2"):
+    for num_points in (1, 0, 2.5, True):
+        with pytest.raises(ValueError, match="num_points must be a whole number, at least 2"):
             sharpness_between(objective, theta, end, num_points=num_points)
-    for num_points in (0, -1, 2.0):
-        with pytest.raises(ValueError, match="num_points must be a positive integer"):
+    for num_points in (0, -1, 2.5):
+        with pytest.raises(ValueError, match="num_points must be a positive whole number"):
             effective_smoothness(objective, theta, 0.1, num_points=num_points)
     for resolution in (0.0, 1.1, math.nan):
         with pytest.raises(ValueError, match="resolution must lie in"):

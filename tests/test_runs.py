@@ -157,3 +157,18 @@ def test_crossing_and_ratio_ignore_missing_measurements():
     assert run.crossing == 20
     assert run.sharpness.steps.tolist() == [0, 20]
     np.testing.assert_allclose(run.sharpness_ratio.values, [0.5, 1.2])
+
+
+def test_a_change_of_the_step_size_moves_the_threshold():
+    run = make_run(ratios=(0.5, 0.5, 0.5, 0.5), lr=0.1)
+    run.settings["lr_changes"] = [[20, 0.4]]
+    np.testing.assert_allclose(run.sharpness_ratio.values, [0.5, 0.5, 2, 2])
+    assert run.crossing == 20
+    run.settings["lr_changes"] = [[20, 0.05]]
+    assert run.describe() == "below the edge: sharpness 10, threshold 40"
+
+
+def test_a_run_that_stays_above_its_edge_does_not_say_at_it():
+    words = make_run(ratios=(1.25, 1.2, 1.2, 1.2, 1.2)).describe()
+    assert words == "started above the edge, above it at the end: sharpness 1.20 × threshold"
+    assert make_run(ratios=(1.5, 1.0, 1.0, 1.0)).describe().endswith("at the edge since step 10")

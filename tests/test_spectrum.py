@@ -350,14 +350,16 @@ def test_products_that_are_not_finite(value):
     assert calls == 8
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 2.0, True, None])
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, None])
 def test_counts_that_are_no_positive_integers(wrong):
     operator, _ = with_spectrum(SPREAD)
     for name in ("num_probes", "num_steps"):
-        with pytest.raises(ValueError, match=f"{name} must be a positive integer, got {wrong}"):
+        with pytest.raises(
+            ValueError, match=f"{name} must be a positive whole number, got {wrong}"
+        ):
             spectral_density(operator, **{name: wrong})
     for estimator in (trace, hutchinson_trace):
-        with pytest.raises(ValueError, match="num_products must be a positive integer"):
+        with pytest.raises(ValueError, match="num_products must be a positive whole number"):
             estimator(operator, num_products=wrong)
     assert operator.num_products == 0
 
@@ -370,7 +372,7 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="several matrices"):
         spectral_density(several)
     density = spectral_density(operator, num_probes=2, num_steps=4)
-    with pytest.raises(ValueError, match="order must be a non-negative integer, got -1"):
+    with pytest.raises(ValueError, match="order must be a whole number, at least 0, got -1"):
         density.moment(-1)
     with pytest.raises(ValueError, match="threshold must be a number, got nan"):
         density.share_above(math.nan)
@@ -400,3 +402,13 @@ def test_a_block_around_an_estimate_changes_nothing(block):
         found, *again = estimates()
     assert torch.equal(found, nodes)
     assert again == traces
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_the_density_of_tiny_and_huge_operators_in_float32(scale):
+    diagonal = torch.tensor([5.0, 3.0, 1.0, -1.0, -2.0, 0.5])
+    density, scaled = (
+        spectral_density(SymmetricOperator(lambda v, d=d: d * v, 6, dtype=torch.float32), seed=1)
+        for d in (diagonal, diagonal * scale)
+    )
+    assert scaled.moment(1)[0] / scale == pytest.approx(density.moment(1)[0], rel=1e-3)

@@ -100,3 +100,10 @@ def test_wrong_shapes_and_mini_batches_are_refused(objective):
     quadratic = TaylorQuadratic(objective, objective.initial_point)
     with pytest.raises(TypeError, match="no examples"):
         train(quadratic, GradientDescent(0.1), num_steps=1, batches=Minibatches(2))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 1)])
+def test_a_theta_of_another_shape_is_refused(shape, objective):
+    model = TaylorQuadratic(objective, objective.initial_point)
+    with pytest.raises(ValueError, match="expected theta of shape"):
+        model.value(torch.zeros(shape, dtype=DOUBLE))

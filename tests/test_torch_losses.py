@@ -176,6 +176,7 @@ def test_other_losses_are_refused(loss, seen):
     ("loss", "targets", "seen"),
     [
         (nn.MSELoss(reduction="none"), NUMBERS, "no training loss; give reduction="),
+        (nn.MSELoss(reduction="batchmean"), NUMBERS, "'batchmean', which PyTorch does not know"),
         (nn.MSELoss(reduction="sum"), None, r"depends on all targets .* as_loss\(loss, targets\)"),
         (nn.CrossEntropyLoss(weight=WEIGHT), None, r"weight=\[0\.2, 1\.0, 3\.0\]\) has a factor"),
         (nn.CrossEntropyLoss(ignore_index=2), LABELS * 0 + 2, "total weight of 0: all are ignored"),

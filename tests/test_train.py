@@ -20,11 +20,13 @@ from eoslib import (
     chebyshev,
     digits,
     every,
+    gradient_flow,
     log_spaced,
     loss_below,
     train,
     train_together,
 )
+from eoslib.measure import as_loss
 
 DOUBLE = torch.float64
 
@@ -378,3 +380,36 @@ def test_bad_batches_are_refused():
     normed = Objective.from_dataset(model, digits(50), batch_norm="full_batch")
     with pytest.raises(ValueError, match="another loss"):
         train(normed, GradientDescent(0.1), num_steps=1, batches=Minibatches(5))
+
+
+def test_a_first_loss_below_zero_is_no_measure_of_divergence():
+    torch.manual_seed(0)
+    inputs, counts = torch.randn(50, 4), torch.poisson(torch.full((50, 1), 3.0))
+    loss = as_loss(nn.PoissonNLLLoss(), counts)
+    objective = Objective(nn.Linear(4, 1), inputs, counts, loss, dtype=DOUBLE)
+    with torch.no_grad():  # near the optimum, where this loss is negative
+        theta = torch.zeros_like(objective.initial_point)
+        theta[-1] = 1.0
+    assert float(objective.value(theta)) < 0
+    run = train(objective, GradientDescent(0.4), num_steps=50, theta=theta)
+    assert run.outcome.status == "completed"
+    exploded = train(objective, GradientDescent(40.0), num_steps=50, theta=theta)
+    assert exploded.outcome.status == "diverged"
+
+
+def test_a_start_is_brought_to_the_objectives_dtype_and_has_its_shape():
+    objective = Objective.from_dataset(
+        build("fc-tanh", 1, 1, widths=(4,)), chebyshev(3, 10), dtype=DOUBLE
+    )
+    start = objective.initial_point.float()
+    runs = [
+        train(objective, Polyak(0.1, 0.9), num_steps=20, theta=theta)
+        for theta in (start, start.double())
+    ]
+    assert [run.final_point.dtype for run in runs] == [np.float64] * 2
+    np.testing.assert_array_equal(runs[0].final_point, runs[1].final_point)
+    for follow in (train, gradient_flow):
+        rest = {"num_steps": 1} if follow is train else {"duration": 0.1}
+        arguments = (GradientDescent(0.1),) if follow is train else ()
+        with pytest.raises(ValueError, match=r"expected theta of shape \(13,\), got \(1, 13\)"):
+            follow(objective, *arguments, theta=start[None], **rest)
