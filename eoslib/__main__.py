@@ -22,6 +22,7 @@ from eoslib.progress import ProgressLine, duration_in_words
 from eoslib.quantities import QUANTITIES
 from eoslib.recorder import Snapshot
 from eoslib.runs import Run
+from eoslib.update_rules import checked_step_size
 
 if TYPE_CHECKING:
     from eoslib.recipes import Recipe
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.setLevel(logging.WARNING if given.quiet else logging.INFO)
     try:
         status = int(given.command(given))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the caller
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -61,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError) as error:
+        what = "not enough memory: " if isinstance(error, MemoryError) else ""
+        print(f"error: {what}{error}", file=sys.stderr)
         return 2
     finally:
         log.removeHandler(handler)
@@ -73,8 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(given: argparse.Namespace) -> int:
     experiments = _experiments(given)
-    if given.data is not None and not reads_files(experiments[0].dataset):
-        raise ValueError(f"{experiments[0].dataset} is part of the package; leave --data out")
+    names = [experiment.dataset for experiment in experiments]
+    if given.data is not None and names and not any(map(reads_files, names)):
+        raise ValueError(f"{names[0]} is part of the package; leave --data out")
     if given.dry_run:
         print(json.dumps([experiment.to_json() for experiment in experiments], indent=2))
         return 0
@@ -84,7 +88,10 @@ def _train(given: argparse.Namespace) -> int:
 
 def _experiments(given: argparse.Namespace) -> list[Experiment]:
     if given.settings is not None:
-        content = json.loads(given.settings.read_text(encoding="utf-8"))
+        try:
+            content = json.loads(given.settings.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{given.settings} is no JSON file: {error}") from error
         several = content if isinstance(content, list) else [content]
         return [Experiment.from_json(settings) for settings in several]
     common = {name: value for name, value in _chosen(given).items() if value is not None}
@@ -125,6 +132,9 @@ def _chosen(given: argparse.Namespace) -> dict[str, Any]:
 
 def _run_all(experiments: Sequence[Experiment], out: Path, given: argparse.Namespace) -> list[Run]:
     """Run experiments with their progress shown, and say what came of each."""
+    files = any(reads_files(experiment.dataset) for experiment in experiments)
+    if given.data is not None and files and not given.data.exists():
+        raise ValueError(f"there is no {given.data}, which --data names")
     if resolve_device(given.device).type == "cpu":
         keep_freed_memory()
     found = {}
@@ -185,6 +195,8 @@ def _reproduce(given: argparse.Namespace) -> int:
         print("machines that did other work besides.")
         print("`python -m eoslib reproduce NAME --explain` says what a recipe does, and why.")
         return 0
+    for lr in given.lr or []:
+        checked_step_size(lr)
     for recipe in [get_recipe(name) for name in given.names]:
         if given.explain:
             print(_in_full(recipe, given.store))
@@ -270,7 +282,9 @@ def _runs(given: argparse.Namespace) -> int:
             with TemporaryDirectory() as directory:
                 apart = store.replayed(path, directory, num_steps=given.replay, data=given.data)
             print(f"{path}: apart by " + ", ".join(f"{v:.1e} ({k})" for k, v in apart.items()))
-            found += [f"{path}: {k} differs by {v:.1e}" for k, v in apart.items() if v > _REPLAYED]
+            found += [
+                f"{path}: {k} differs by {v:.1e}" for k, v in apart.items() if not v <= _REPLAYED
+            ]
         print("\n".join(found) or f"{given.store}: all is well")
         return 1 if found else 0
     for path in sorted(given.store.rglob("*.npz")):
@@ -313,7 +327,9 @@ def _parser() -> argparse.ArgumentParser:
     other.add_argument("--dataset", metavar="NAME", help="another data set, to try a recipe out")
     other.add_argument("--steps", type=int, help="so many steps, or ticks of gradient flow")
     other.add_argument("--seed", type=int, help="of the initial weights")
-    other.add_argument("--lr", type=float, nargs="+", metavar="η", help="step sizes")
+    other.add_argument(
+        "--lr", type=float, nargs="+", action="extend", metavar="η", help="step sizes"
+    )
     reproduce.add_argument(
         "--store", type=Path, default=Path("runs"), help="stored runs, for times; default: runs"
     )
@@ -378,7 +394,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     method = parser.add_argument_group("the method")
     method.add_argument("--optimizer", choices=sorted(OPTIMIZERS), help="default: gd")
     method.add_argument(
-        "--lr", type=float, nargs="+", metavar="η", help="step size; several are run together"
+        "--lr",
+        type=float,
+        nargs="+",
+        action="extend",
+        metavar="η",
+        help="step size; several are run together",
     )
     method.add_argument("--beta", type=float, metavar="β", help="momentum")
     method.add_argument(
@@ -442,7 +463,10 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def _integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",") if part]
+    try:
+        return [int(part) for part in text.split(",") if part]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected whole numbers, got {text!r}") from error
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -10,6 +10,7 @@ The convolutional networks are in `eoslib.convolutional`, the Transformer in `eo
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -213,14 +214,23 @@ def build(
         ValueError: the name or an option's value is wrong; the message suggests near names.
     """
     make = look_up(ARCHITECTURES, name, "architecture")
+    try:
+        inspect.signature(make).bind(num_inputs, num_outputs, **options)
+    except TypeError as error:
+        takes = list(inspect.signature(make).parameters)[2:]
+        known = f"its options are {', '.join(takes)}" if takes else "it has no options"
+        raise ValueError(f"{name}: {error}; {known}") from error
     default = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float32)
         with torch.random.fork_rng():  # on every device: manual_seed seeds them all
             torch.manual_seed(seed)
-            return make(num_inputs, num_outputs, **options).to(dtype)
+            network = make(num_inputs, num_outputs, **options)
+    except TypeError as error:
+        raise ValueError(f"{name}: an option is of the wrong kind: {error}") from error
     finally:
         torch.set_default_dtype(default)
+    return network.to(dtype)
 
 
 def build_for(

@@ -23,6 +23,7 @@ its settings alone, with a warning, so that no training under way is lost.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import signal
@@ -44,9 +45,11 @@ from eoslib.runs import written_atomically
 __all__ = ["Checkpoint", "CheckpointError"]
 
 _FORMAT = "eoslib-checkpoint"
-_VERSION = 2
-#: Where an identity holds digests, by what they are of. Version 1 had none.
+_VERSION = 3
+#: Where an identity holds digests, by what they are of. Version 1 had none; in version 2 that of
+#: the layers did not know their options.
 DIGESTS = "digests"
+LAYERS = "layers, buffers and frozen parameters"
 #: Saving takes at most this share of the time.
 _SHARE = 0.05
 
@@ -94,7 +97,7 @@ class Checkpoint:
         """
         try:
             stored = torch.load(self.path, map_location="cpu", weights_only=True)
-            if stored["format"] != _FORMAT or stored["version"] not in (1, _VERSION):
+            if stored["format"] != _FORMAT or stored["version"] not in range(1, _VERSION + 1):
                 raise ValueError(f"format {stored['format']} {stored['version']}")
             was, state, version = stored["identity"], stored["state"], stored["version"]
         except FileNotFoundError:
@@ -107,6 +110,9 @@ class Checkpoint:
             ) from error
         if version == 1:
             identity = {key: value for key, value in identity.items() if key != DIGESTS}
+        if version == 2 and DIGESTS in identity and DIGESTS in was:
+            layers = {LAYERS: was[DIGESTS].get(LAYERS)}
+            identity = {**identity, DIGESTS: {**identity[DIGESTS], **layers}}
         if was != identity:
             raise CheckpointError(
                 f"{self.path} belongs to another training ({_difference(was, identity)}); "
@@ -117,6 +123,12 @@ class Checkpoint:
                 f"{self.path} was written by an earlier eoslib, which did not note the data: its "
                 "settings are those of this training, but whether inputs and targets are could "
                 "not be checked",
+                stacklevel=2,
+            )
+        if version == 2:
+            warnings.warn(
+                f"{self.path} was written by an earlier eoslib: whether layers, buffers and frozen "
+                "parameters are those of this training could not be checked",
                 stacklevel=2,
             )
         return dict(state)
@@ -136,7 +148,15 @@ class Checkpoint:
             "identity": identity,
             "state": moved(state(), torch.device("cpu")),
         }
-        written_atomically(self.path, lambda file: torch.save(content, file))
+        written = io.BytesIO()  # torch.save would hide that a disk is full
+        torch.save(content, written)
+        try:
+            written_atomically(self.path, lambda file: file.write(written.getbuffer()))
+        except OSError as error:
+            raise OSError(
+                f"the checkpoint {self.path} cannot be written ({error}); the one before is as it "
+                "was. Make room, and give the same command again: it goes on from there"
+            ) from error
         now = time.monotonic()
         self._next = now + max(self.interval, (now - started) / _SHARE if self.interval else 0)
         if self.stop_requested:

@@ -265,7 +265,8 @@ def cifar10(
         else (stored.test_images, stored.test_labels)
     )
     # "All" means the official number: a smaller file is not taken for it silently.
-    wanted = num_examples or (50_000 if part == "train" else len(images))
+    all_of_them = 50_000 if part == "train" else len(images)
+    wanted = all_of_them if num_examples is None else num_examples
     if not 1 <= wanted <= len(images):
         raise ValueError(
             f"{stored.file} holds {len(images):,} {part} images, asked for {wanted:,}"

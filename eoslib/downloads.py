@@ -105,7 +105,8 @@ def check_sha256(path: Path, expected: str) -> None:
     if found != expected:
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) is damaged or another file: its SHA-256 is "
-            f"{found}, expected {expected}. Remove it and run again to fetch it anew"
+            f"{found}, expected {expected}. In the data folder, remove it and run again to fetch "
+            "it anew; a file of your own must be the one that was published"
         )
 
 

@@ -48,6 +48,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eoslib._arguments import a_number
 from eoslib._names import look_up
 from eoslib.architectures import ARCHITECTURES, CONVOLUTIONAL, build_for
 from eoslib.checkpoint import Checkpoint
@@ -55,7 +56,7 @@ from eoslib.data import Dataset, load_dataset
 from eoslib.eigen import EigenResult
 from eoslib.flows import gradient_flow
 from eoslib.losses import LOSSES
-from eoslib.numerics import digest, hardware_stamp
+from eoslib.numerics import digest, hardware_stamp, lacks_memory
 from eoslib.objective import Hessian, Objective
 from eoslib.quantities import DEPENDS_ON_RULE, QUANTITIES, Setting, quantity
 from eoslib.quantities import schedule as schedule_of
@@ -170,6 +171,9 @@ class Experiment:
         for entry in dataclasses.fields(self):
             value = plain_json(getattr(self, entry.name), entry.name)
             object.__setattr__(self, entry.name, value)
+        for name in ("dataset", "architecture", "loss", "optimizer"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is a name, got {getattr(self, name)!r}")
         look_up(ARCHITECTURES, self.architecture, "architecture")
         look_up(LOSSES, self.loss, "loss")
         look_up(OPTIMIZERS, self.optimizer, "optimizer")
@@ -193,6 +197,10 @@ class Experiment:
         for name in ("lr", "beta", "tick", "accuracy_goal", "loss_goal", "divergence_factor"):
             if isinstance(getattr(self, name), int):  # 1 and 1.0 are one setting
                 object.__setattr__(self, name, float(getattr(self, name)))
+        if self.tick is not None and not 0 < a_number("tick", self.tick) < math.inf:
+            raise ValueError(f"tick must be finite and above 0, got {self.tick!r}")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must fit in 64 bits, got {self.seed}")
         for name in ("num_steps", "eigenvalues", "sharpness_every", "sharpness_cold_every"):
             _check_count(name, getattr(self, name))
         for name in ("chunk_size", "batch_size", "sharpness_examples"):
@@ -223,11 +231,16 @@ class Experiment:
             ValueError: a setting is unknown or wrong.
         """
         known = {entry.name: entry for entry in dataclasses.fields(cls)}
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"settings are names and values, got {settings!r}")
         for name in settings:
             look_up(known, name, "setting")
         if missing := {"dataset", "architecture"} - settings.keys():
             raise ValueError(f"an experiment needs {' and '.join(sorted(missing))}")
-        return cls(**settings)
+        try:
+            return cls(**settings)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"a setting is of the wrong kind ({error}): {settings}") from error
 
     @property
     def key(self) -> str:
@@ -399,6 +412,8 @@ def run_together(
                 path = run.save(run_path(experiment, folder))
                 found[experiment.key] = Run.load(path)
             checkpoint.remove()
+            if checkpoint.stop_requested:  # in the last step; what comes after is not to begin
+                raise KeyboardInterrupt("stopped on request; the run is done and saved")
     return [run for e in experiments if (run := found[e.key]) is not None]
 
 
@@ -575,7 +590,7 @@ class _Attempts:
             try:
                 return self._attempt(data, chunk_size)
             except (MemoryError, RuntimeError) as error:
-                if not _lacks_memory(error):
+                if not lacks_memory(error):
                     raise
                 reason = str(error).splitlines()[0] if str(error) else "no memory was left"
                 reached = None if self.latest is None else self.latest()
@@ -675,13 +690,6 @@ def _without_memory(
     return reached
 
 
-def _lacks_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; PyTorch's for the CPU raises a bare RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "can't allocate memory" in str(error)
-    )
-
-
 def _smaller_chunk(experiment: Experiment, chunk_size: int) -> int | None:
     """Half as many examples a pass, where that leaves the loss as it is."""
     depends = experiment.batch_norm in ("ghost", "full_batch")
@@ -737,6 +745,10 @@ def _locked(path: Path) -> Iterator[None]:
             raise FileExistsError(
                 f"another process is at work on this run (it holds {path}); let it finish"
             ) from error
+        except OSError as error:  # a file system without locks
+            _log.warning(
+                "%s cannot be locked (%s): start no second process on this run", path, error
+            )
         try:
             yield
         finally:

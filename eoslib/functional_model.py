@@ -24,6 +24,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from eoslib.linear_chain import affine
+from eoslib.numerics import lacks_memory
 
 __all__ = ["BatchNormMode", "FunctionalModel"]
 
@@ -314,6 +315,8 @@ class FunctionalModel:
                         torch.autograd.grad(gradient.sum(), leaf)
                     own = _custom_functions(total)
         except RuntimeError as error:
+            if lacks_memory(error):
+                raise
             raise ValueError(
                 f"the model cannot be differentiated twice: {error}. Replace the operation named "
                 "(activation checkpointing and fused kernels are common causes)"

@@ -27,6 +27,7 @@ __all__ = [
     "hardware_stamp",
     "inner_products",
     "keep_freed_memory",
+    "lacks_memory",
     "limited_threads",
     "resolve_device",
     "resolve_dtype",
@@ -65,6 +66,13 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
             f"device {device!r} was asked for, but this PyTorch ({torch.__version__}) sees no CUDA "
             "device; use device='cpu', or 'auto' to take whatever is there"
         )
+    if resolved.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=resolved).item()
+        except (RuntimeError, NotImplementedError) as error:
+            raise ValueError(
+                f"device {device!r} cannot be used here ({error}); use 'auto', 'cpu' or 'cuda'"
+            ) from error
     return resolved
 
 
@@ -78,6 +86,13 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if resolved is None or resolved not in _DTYPES.values():
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     return resolved
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; PyTorch's for the CPU raises a bare RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "can't allocate memory" in str(error)
+    )
 
 
 @contextmanager

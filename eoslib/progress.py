@@ -7,6 +7,7 @@ one is a native ``<progress>`` element, updated in place; when done it is replac
 from __future__ import annotations
 
 import html
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -131,6 +132,9 @@ class ProgressLine:
         left = "" if pace is None else f", about {duration_in_words(pace * (total - done))} left"
         text = f"{self._label}: {done:,.0f} of {total:,.0f}{details}{left}"
         if self._terminal:
+            room = shutil.get_terminal_size().columns - 1
+            if len(text) > room:  # a wrapped line could not be overwritten; its end says most
+                text = f"…{text[len(text) - room + 1 :]}"
             self._stream.write("\r" + text.ljust(self._width))
             self._width = len(text)
         else:

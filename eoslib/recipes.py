@@ -30,6 +30,7 @@ import numpy as np
 from eoslib._names import look_up
 from eoslib.experiment import Experiment
 from eoslib.runs import Run
+from eoslib.update_rules import checked_step_size
 
 __all__ = ["IN_THE_BOOK", "RATES", "RECIPES", "Recipe", "get_recipe", "step_sizes_of"]
 
@@ -104,7 +105,7 @@ class Recipe:
         """
         if self.by_rule is None:
             return []
-        sizes = list(step_sizes or step_sizes_of(flow))
+        sizes = [checked_step_size(lr) for lr in step_sizes or step_sizes_of(flow)]
         time = flow.outcome.step * flow.time_per_step
         steps = _two_digits_up(1.5 * time / min(sizes))
         return [replace(self.by_rule, lr=lr, num_steps=steps) for lr in sizes]

@@ -65,6 +65,8 @@ def add(source: str | os.PathLike[str], recipe: str, store: str | os.PathLike[st
         ValueError: the file is no finished run of an experiment, or the store would grow beyond
             `LIMIT_BYTES`.
     """
+    if recipe in ("", ".", "..") or Path(recipe).name != recipe:
+        raise ValueError(f"a recipe's name is that of one folder, got {recipe!r}")
     root, run = Path(store), Run.load(source)
     if run.outcome.status not in _FINISHED:
         raise ValueError(f"{source} is not finished: {run.outcome.status}")
@@ -185,6 +187,8 @@ def problems(store: str | os.PathLike[str]) -> list[str]:
     root = Path(store)
     try:
         index = json.loads((root / _INDEX).read_text(encoding="utf-8"))
+        if not isinstance(index, dict) or not all(isinstance(v, dict) for v in index.values()):
+            raise ValueError("it does not map names to entries")
     except (OSError, ValueError) as error:
         return [f"{root / _INDEX} cannot be read: {error}"]
     found, files = [], {path.relative_to(root).as_posix(): path for path in _files(root)}

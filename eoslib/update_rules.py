@@ -65,7 +65,7 @@ def checked_step_size(lr: float) -> float:
     """Return the step size as a float.
 
     Raises:
-        ValueError: it is not a finite number above zero.
+        ValueError: it is not a finite number above zero, or beyond float32.
     """
     try:
         value = float(lr)
@@ -76,6 +76,8 @@ def checked_step_size(lr: float) -> float:
             f"the step size must be finite and above 0, got {lr!r}; "
             "a good first guess is 1/sharpness at the initial point"
         )
+    if value > 3.4e38:
+        raise ValueError(f"the step size must be a number that float32 has, got {lr!r}")
     return value
 
 

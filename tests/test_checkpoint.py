@@ -31,7 +31,8 @@ from eoslib import (
     train,
     train_together,
 )
-from eoslib.checkpoint import Checkpoint, CheckpointError
+from eoslib import checkpoint as checkpoint_module
+from eoslib.checkpoint import DIGESTS, LAYERS, Checkpoint, CheckpointError
 from eoslib.update_rules import StepSizeChanges
 
 STEPS = 60
@@ -319,6 +320,38 @@ def test_a_checkpoint_without_digests_is_taken_by_its_settings(tmp_path):
     torch.save(content, path)  # of this version, they must not be missing
     with pytest.raises(CheckpointError, match="digests was None"):
         follow(Checkpoint(path))
+
+
+def test_a_checkpoint_of_version_2_is_taken_whatever_its_layers(tmp_path):
+    follow, path = CASES["polyak"], tmp_path / "run.checkpoint"
+    with pytest.raises(CutOff):
+        follow(Checkpoint(path, interval=0), cut_at(20))
+    content = torch.load(path, weights_only=True)
+    content["identity"][DIGESTS][LAYERS] = "an older hash"
+    torch.save(content | {"version": 2}, path)
+    with pytest.warns(UserWarning, match="whether layers, buffers and frozen"):
+        (run,) = follow(Checkpoint(path))
+    assert_same_record(run, follow()[0])
+    content["identity"][DIGESTS]["inputs"] = "of other data"
+    torch.save(content | {"version": 2}, path)
+    with pytest.raises(CheckpointError, match="the inputs are not the same"):
+        follow(Checkpoint(path))
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_kept(tmp_path, monkeypatch):
+    path = tmp_path / "run.checkpoint"
+    with pytest.raises(CutOff):
+        CASES["polyak"](Checkpoint(path, interval=0), cut_at(20))
+    before = path.read_bytes()
+
+    def full(target, write):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"No space left.*Make room"):
+        patch.setattr(checkpoint_module, "written_atomically", full)
+        CASES["polyak"](Checkpoint(path, interval=0))
+    assert path.read_bytes() == before
+    assert_same_record(CASES["polyak"](Checkpoint(path))[0], CASES["polyak"]()[0])
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", "half"])

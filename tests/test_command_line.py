@@ -160,6 +160,14 @@ def test_settings_from_a_file(tmp_path, capsys):
         (f"{TRAIN} --lr 1 --device cud", "is not a device name"),
         (f"{TRAIN} --lr 1 --record accurcy:every=2", "did you mean 'accuracy'"),
         ("reproduce fig5-sqare", "did you mean 'fig5-square'"),
+        (f"{TRAIN} --lr 1e39", "must be a number that float32 has"),
+        (f"{TRAIN} --lr 1 --option foo=3", "'foo'; its options are widths, activation, init"),
+        (f"{TRAIN[:53]} --lr 1 --option widths=5", "an option is of the wrong kind"),
+        (f"{TRAIN} --lr 1 --device meta", "device 'meta' cannot be used here"),
+        (f"{TRAIN} --lr 1 --seed {2**64}", "seed must fit in 64 bits"),
+        (f"{TRAIN} --optimizer flow --tick 0", "tick must be finite and above 0"),
+        ("reproduce chebyshev-4 --lr 0", "must be finite and above 0"),
+        ("reproduce fig4 --data no/such/file", "there is no no/such/file, which --data names"),
         ("runs no/such/folder", "there is no folder"),
         ("train --settings no/such/file", "No such file"),
     ],
@@ -171,6 +179,53 @@ def test_mistakes_are_told_with_what_was_meant(text, message, tmp_path, capsys):
     assert err.startswith("error: ") and message in err
     assert "Traceback" not in err
     assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_widths_that_are_no_numbers(capsys):
+    status, _, err = call(TRAIN.replace("--widths 6", "--widths a,b") + " --lr 1", capsys)
+    assert status == 2
+    assert "expected whole numbers, got 'a,b'" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[5]", "settings are names and values, got 5"),
+        ("", "is no JSON file"),
+        ('{"dataset": 5, "architecture": "fc-tanh", "lr": 1}', "dataset is a name, got 5"),
+        (
+            '{"dataset": "digits-20", "architecture": ["x"], "lr": 1}',
+            "architecture is a name, got ['x']",
+        ),
+        (
+            '{"dataset": "digits-20", "architecture": "fc-tanh", "lr": 1, "quantities": 5}',
+            "wrong kind",
+        ),
+    ],
+)
+def test_settings_files_that_hold_none(content, message, tmp_path, capsys):
+    path = tmp_path / "settings.json"
+    path.write_text(content)
+    status, _, err = call(f"train --settings {path} --out {tmp_path / 'x'}", capsys)
+    assert status == 2
+    assert err.startswith("error: ") and message in err
+
+
+def test_step_sizes_given_one_by_one_add_up(capsys):
+    status, out, _ = call(f"{TRAIN} --lr 0.1 --lr 0.2 0.3 --dry-run", capsys)
+    assert status == 0
+    assert [one["lr"] for one in json.loads(out)] == [0.1, 0.2, 0.3]
+
+
+def test_a_closed_standard_output_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main([*TRAIN.split(), "--lr", "0.1", "--quiet", "--out", str(tmp_path)]) == 0
+
+
+def test_a_recipe_is_stored_under_one_name(tmp_path, capsys):
+    status, _, err = call(f"runs {tmp_path} --recipe ../x --add {tmp_path / 'no'}", capsys)
+    assert status == 2
+    assert "that of one folder, got '../x'" in err
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):

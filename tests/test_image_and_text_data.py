@@ -241,6 +241,8 @@ def test_more_images_than_there_are(official):
         load_dataset("cifar10-1k-per_pixel")
     with pytest.raises(ValueError, match="holds 30 train images, asked for 50,000"):
         load_dataset("cifar10", standardisation="per_pixel")  # all of them means all of them
+    with pytest.raises(ValueError, match="holds 30 train images, asked for 0"):
+        load_dataset("cifar10-0-per_pixel")
     with pytest.raises(ValueError, match="parts 'train' and 'test', asked for 'valid'"):
         cifar10(standardisation="per_pixel", part="valid")
 
