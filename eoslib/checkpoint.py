@@ -49,7 +49,7 @@ _VERSION = 3
 #: Where an identity holds digests, by what they are of. Version 1 had none; in version 2 that of
 #: the layers did not know their options.
 DIGESTS = "digests"
-LAYERS = "layers, buffers and frozen parameters"
+LAYERS = "layers, buffers and frozen parameters"  # as `Objective.digests` calls them
 #: Saving takes at most this share of the time.
 _SHARE = 0.05
 

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from eoslib._arguments import a_function, a_tensor, a_whole_number, shown
-from eoslib.checkpoint import LAYERS
 from eoslib.data import Dataset
 from eoslib.functional_model import BatchNormMode, FunctionalModel
 from eoslib.linear_chain import ChainPass
@@ -365,7 +364,7 @@ class Objective:
         return {
             "inputs": digest(self.inputs),
             "targets": digest(self.targets),
-            LAYERS: digest(*self.model.constants(), text=layers),
+            "layers, buffers and frozen parameters": digest(*self.model.constants(), text=layers),
         }
 
     # -- construction ---------------------------------------------------------------------------
