@@ -52,7 +52,7 @@ from eoslib._arguments import a_number
 from eoslib._names import look_up
 from eoslib.architectures import ARCHITECTURES, CONVOLUTIONAL, build_for
 from eoslib.checkpoint import Checkpoint
-from eoslib.data import Dataset, load_dataset
+from eoslib.data import Dataset, load_dataset, reads_files
 from eoslib.eigen import EigenResult
 from eoslib.flows import gradient_flow
 from eoslib.losses import LOSSES
@@ -390,31 +390,66 @@ def run_together(
         )
     folder = Path(directory)
     found = {e.key: stored_run(e, folder) for e in experiments}
-    todo = list(
-        {
-            e.key: e
-            for e in experiments
-            if (run := found[e.key]) is None or (retry and run.outcome.status == OUT_OF_MEMORY)
-        }.values()
-    )
+    everything = list({e.key: e for e in experiments}.values())
+    todo = [
+        e
+        for e in everything
+        if (run := found[e.key]) is None or (retry and run.outcome.status == OUT_OF_MEMORY)
+    ]
+    if data is not None:
+        _refuse_runs_on_other_data(everything, found, data)
     for experiment in experiments:
         if experiment not in todo:
             _log.info("found %s", run_path(experiment, folder))
     if todo:
-        together = todo[0].name if len(todo) == 1 else f"together_{_hash([e.key for e in todo])}"
+        # A process may have been killed when it had saved some of its runs: then the others go on
+        # from the checkpoint that they share with these.
+        shared = folder / f"{_together(everything)}.checkpoint"
+        computed = everything if shared.exists() else todo
+        together = _together(computed)
         checkpoint = Checkpoint(folder / f"{together}.checkpoint", interval=checkpoint_interval)
         with _locked(folder / f"{together}.lock"), checkpoint.saving_on_signals(_log.warning):
             for half in folder.glob(f".{together}.checkpoint.*"):
                 half.unlink()  # a process was killed while it wrote this
-            for experiment, run in zip(
-                todo, _Attempts(todo, device, report, checkpoint, data).run(), strict=True
-            ):
-                path = run.save(run_path(experiment, folder))
-                found[experiment.key] = Run.load(path)
+            runs = _Attempts(computed, device, report, checkpoint, data).run()
+            for experiment, run in zip(computed, runs, strict=True):
+                if experiment in todo:
+                    path = run.save(run_path(experiment, folder))
+                    found[experiment.key] = Run.load(path)
             checkpoint.remove()
             if checkpoint.stop_requested:  # in the last step; what comes after is not to begin
                 raise KeyboardInterrupt("stopped on request; the run is done and saved")
     return [run for e in experiments if (run := found[e.key]) is not None]
+
+
+def _together(experiments: Sequence[Experiment]) -> str:
+    """The name of the files of a computation while it goes on."""
+    if len(experiments) == 1:
+        return experiments[0].name
+    return f"together_{_hash([experiment.key for experiment in experiments])}"
+
+
+def _refuse_runs_on_other_data(
+    experiments: Sequence[Experiment],
+    found: Mapping[str, Run | None],
+    data: str | os.PathLike[str],
+) -> None:
+    """What was computed on one file must not pass for what comes of another."""
+    runs = [run for e in experiments if (run := found[e.key]) is not None]
+    name = experiments[0].dataset
+    if not runs or not reads_files(name):
+        return
+    here = _data_digest(load_dataset(name, path=data))
+    for run in runs:
+        if run.settings["data_digest"] != here:
+            raise FileExistsError(
+                f"there is a run of these settings on other data ({run.settings['data_source']}) "
+                f"than those of {data}; choose another folder for the runs, or name no data"
+            )
+
+
+def _data_digest(data: Dataset) -> str:
+    return digest(data.inputs) + digest(data.targets)
 
 
 def run_path(experiment: Experiment, directory: str | os.PathLike[str]) -> Path:
@@ -651,7 +686,7 @@ class _Attempts:
         return {
             "dataset": data.name,
             "data_source": data.source,
-            "data_digest": digest(data.inputs) + digest(data.targets),
+            "data_digest": _data_digest(data),
             "architecture": first.architecture,
             "seed": first.seed,
             "experiment": without_rule(first),

@@ -50,6 +50,10 @@ SMALL = {
 }
 
 
+class CutOff(Exception):
+    pass
+
+
 def small(lr=0.1, **settings):
     return Experiment(**{**SMALL, "lr": lr, **settings})
 
@@ -358,6 +362,43 @@ def test_what_differs_in_the_rule_only_runs_together(tmp_path):
     taylor = {"quantities": {"taylor": {"at": [0]}}}
     flow = Experiment(**SMALL, optimizer="flow", tick=0.1)
     assert len(batches_of([small(**taylor), small(lr=0.2, **taylor), flow, flow])) == 3
+
+
+def test_a_kill_between_two_of_the_saved_runs_loses_none(tmp_path, monkeypatch):
+    experiments, save, saved = [small(), small(lr=0.2), small(lr=0.3)], Run.save, []
+
+    def killed_after_the_first(run, path):
+        if saved:
+            raise CutOff
+        saved.append(path)
+        return save(run, path)
+
+    with monkeypatch.context() as patch, pytest.raises(CutOff):
+        patch.setattr(Run, "save", killed_after_the_first)
+        run_together(experiments, tmp_path / "a", checkpoint_interval=0)
+    before = saved[0].read_bytes()
+    (found, *rest) = run_together(experiments, tmp_path / "a")
+    whole = run_together(experiments, tmp_path / "b")
+    for run, reference in zip([found, *rest], whole, strict=True):
+        assert_same_record(run, reference)
+    assert all(run.provenance["resumed"] for run in rest)
+    assert saved[0].read_bytes() == before
+    assert {path.suffix for path in (tmp_path / "a").iterdir()} == {".npz"}
+
+
+def test_a_run_on_other_data_is_not_taken_for_this_ones(tmp_path):
+    random, files = np.random.default_rng(0), []
+    for number in range(2):
+        files.append(tmp_path / f"{number}.npz")
+        images = random.integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
+        np.savez(files[-1], x_train=images, y_train=np.arange(10))
+    settings = {"dataset": "cifar10-10-per_pixel", "architecture": "fc-tanh", "num_steps": 2}
+    experiment = Experiment(**settings, architecture_options={"widths": [4]}, lr=0.1)
+    run = run_experiment(experiment, tmp_path / "runs", data=files[0])
+    again = run_experiment(experiment, tmp_path / "runs", data=files[0])
+    assert_same_record(run, again)
+    with pytest.raises(FileExistsError, match=r"on other data .*from 0.npz.*than those of .*1.npz"):
+        run_experiment(experiment, tmp_path / "runs", data=files[1])
 
 
 def test_convolutions_run_one_by_one_on_a_cpu():
