@@ -21,7 +21,7 @@ from eoslib.numerics import keep_freed_memory, resolve_device
 from eoslib.progress import ProgressLine, duration_in_words
 from eoslib.quantities import QUANTITIES
 from eoslib.recorder import Snapshot
-from eoslib.runs import Run
+from eoslib.runs import Run, RunFileError
 from eoslib.update_rules import checked_step_size
 
 if TYPE_CHECKING:
@@ -197,6 +197,7 @@ def _reproduce(given: argparse.Namespace) -> int:
         return 0
     for lr in given.lr or []:
         checked_step_size(lr)
+    planned: list[Experiment] = []
     for recipe in [get_recipe(name) for name in given.names]:
         if given.explain:
             print(_in_full(recipe, given.store))
@@ -205,7 +206,9 @@ def _reproduce(given: argparse.Namespace) -> int:
         if given.lr is not None and recipe.by_rule is None:
             experiments = _at_step_sizes(experiments, given.lr)
         if given.dry_run:
-            print(json.dumps([experiment.to_json() for experiment in experiments], indent=2))
+            planned += experiments
+            if recipe.by_rule is not None:
+                print(f"{recipe.name}: its step sizes follow from the flow", file=sys.stderr)
             continue
         print(f"{recipe.name}: {recipe.title}. {recipe.notes}", flush=True)
         runs = _run_all(experiments, given.out / recipe.name, given)
@@ -214,6 +217,8 @@ def _reproduce(given: argparse.Namespace) -> int:
             following = [replace(experiment, num_steps=given.steps) for experiment in following]
         following = [_changed(experiment, given) for experiment in following]
         _run_all(following, given.out / recipe.name, given)
+    if given.dry_run:
+        print(json.dumps([experiment.to_json() for experiment in planned], indent=2))
     return 0
 
 
@@ -279,20 +284,29 @@ def _runs(given: argparse.Namespace) -> int:
     if given.verify:
         found = store.problems(given.store)
         for path in sorted(given.store.glob("*/*.npz")) if given.replay else []:
-            with TemporaryDirectory() as directory:
-                apart = store.replayed(path, directory, num_steps=given.replay, data=given.data)
+            try:
+                with TemporaryDirectory() as directory:
+                    apart = store.replayed(path, directory, num_steps=given.replay, data=given.data)
+            except RunFileError as error:
+                found.append(str(error))
+                continue
             print(f"{path}: apart by " + ", ".join(f"{v:.1e} ({k})" for k, v in apart.items()))
             found += [
                 f"{path}: {k} differs by {v:.1e}" for k, v in apart.items() if not v <= _REPLAYED
             ]
         print("\n".join(found) or f"{given.store}: all is well")
         return 1 if found else 0
+    status = 0
     for path in sorted(given.store.rglob("*.npz")):
-        run = Run.load(path)
-        print(f"{path.relative_to(given.store)}\n    {run.outcome.message}; {run.describe()}")
+        try:
+            run = Run.load(path)
+            words = f"{run.outcome.message}; {run.describe()}"
+        except RunFileError as error:
+            status, words = 2, str(error)
+        print(f"{path.relative_to(given.store)}\n    {words}")
     for path in sorted(given.store.rglob("*.checkpoint")):
         print(f"{path.relative_to(given.store)}\n    not finished; its command goes on with it")
-    return 0
+    return status
 
 
 # -- the parser ---------------------------------------------------------------------------------

@@ -217,6 +217,22 @@ def test_step_sizes_given_one_by_one_add_up(capsys):
     assert [one["lr"] for one in json.loads(out)] == [0.1, 0.2, 0.3]
 
 
+def test_a_damaged_file_does_not_hide_the_others(tmp_path, capsys):
+    call(f"{TRAIN} --lr 0.1 0.2 --quiet --out {tmp_path}", capsys)
+    first, second = sorted(tmp_path.glob("*.npz"))
+    first.write_bytes(first.read_bytes()[:100])
+    status, out, _ = call(f"runs {tmp_path}", capsys)
+    assert status == 2
+    assert "not a readable run" in out and second.name in out
+
+
+def test_a_plan_of_several_recipes_is_one_json_list(capsys):
+    status, out, err = call("reproduce chebyshev-3 1k-momentum-polyak-square --dry-run", capsys)
+    assert status == 0
+    assert {one["optimizer"] for one in json.loads(out)} == {"flow", "polyak"}
+    assert "chebyshev-3: its step sizes follow from the flow" in err
+
+
 def test_a_closed_standard_output_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert main([*TRAIN.split(), "--lr", "0.1", "--quiet", "--out", str(tmp_path)]) == 0
