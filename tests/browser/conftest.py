@@ -206,11 +206,11 @@ def run_in_lab(
                 page.goto(f"{address}/lab/tree/live.ipynb?token={token}")
                 cell = page.locator(".jp-Notebook .jp-CodeCell .cm-content").first
                 cell.wait_for()
-                page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
-                page.wait_for_timeout(1000)
-                cell.click()
-                page.keyboard.press("Control+Enter")
                 with contextlib.suppress(PlaywrightTimeout):
+                    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=patience)
+                    page.wait_for_timeout(1000)
+                    cell.click()
+                    page.keyboard.press("Control+Enter")
                     page.wait_for_selector(selector, state="attached", timeout=patience)
                     return page
                 page.close()
