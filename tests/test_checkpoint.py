@@ -461,3 +461,24 @@ def test_a_killed_process_goes_on_to_the_same_bits(name, tmp_path):
     assert process.returncode == -signal.SIGKILL
     for run, reference in zip(CASES[name](Checkpoint(path)), CASES[name](), strict=True):
         assert_same_record(run, reference)
+
+
+def test_a_tracker_with_numpys_numbers_leaves_a_readable_checkpoint(tmp_path):
+    path = tmp_path / "run.checkpoint"
+
+    def follow(report=None):
+        task = small()
+        tracker = SharpnessTracker(task, rtol=np.float64(1e-3))
+        kept = Checkpoint(path, interval=0)
+        train(
+            task,
+            GradientDescent(0.1),
+            num_steps=9,
+            sharpness=tracker,
+            checkpoint=kept,
+            report=report,
+        )
+
+    with pytest.raises(CutOff):
+        follow(cut_at(5))
+    follow()

@@ -371,3 +371,14 @@ def test_the_time_left_is_that_of_the_pace_since_the_start(stream, monkeypatch):
 )
 def test_durations(seconds, words):
     assert duration_in_words(seconds) == words
+
+
+def test_a_line_of_progress_fits_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "50")
+    stream = Terminal()
+    line = ProgressLine("a long label " * 9, stream=stream, interval=0)
+    for done in range(3):
+        line.update(done, 3, ", loss 0.123")
+    shown = [part for part in stream.getvalue().split("\r") if part]
+    assert shown and max(map(len, shown)) <= 49
+    assert shown[-1].endswith(" left")

@@ -603,3 +603,17 @@ def test_output_curvature_of_a_network_that_says_nothing(tmp_path):
     assert 0 <= run["accuracy"].values[0] <= 1
     with pytest.raises(ValueError, match="softmax"):
         run_experiment(Experiment(**{**settings, "loss": "square"}), tmp_path)
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(file, operation):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with caplog.at_level("WARNING", logger="eoslib"):
+        run = run_experiment(small(), tmp_path)
+    assert run.outcome.status == "completed"
+    assert "cannot be locked" in caplog.text
+    assert {path.suffix for path in tmp_path.iterdir()} == {".npz"}

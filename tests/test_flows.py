@@ -158,3 +158,10 @@ def test_random_projections_keep_distances():
     assert 0.9 < min(ratios) < max(ratios) < 1.1
     with pytest.raises(ValueError, match="positive"):
         RandomProjection(0)
+
+
+def test_a_projection_is_the_same_after_a_call_in_another_precision():
+    projection, theta = RandomProjection(50, 4), torch.randn(50, dtype=torch.float64)
+    before = projection(theta)
+    projection(theta.float())
+    assert torch.equal(projection(theta), before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import sys
 import threading
 import weakref
@@ -17,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-from eoslib import Loss, Objective, build, chebyshev, digits, lanczos
+from eoslib import Loss, Objective, build, chebyshev, digits, lanczos, losses
 from eoslib.architectures import ACTIVATIONS
 from eoslib.eigen import lanczos_together
 from eoslib.numerics import full_precision
@@ -1238,3 +1239,10 @@ def test_a_chain_with_a_layer_used_twice_or_a_parameter_not_used(shared):
 def test_sizes_may_be_numpys():
     objective = small_objective(chunk_size=torch.arange(8)[7])
     assert objective.chunk_size == 7
+
+
+def test_accuracy_counts_no_label_below_zero_and_no_nan():
+    outputs = torch.eye(4)
+    assert losses.accuracy(outputs, torch.tensor([0, 1, -100, -1])) == 1
+    assert losses.accuracy(outputs, torch.tensor([0, 2, -100, -1])) == 0.5
+    assert math.isnan(losses.accuracy(outputs * torch.nan, torch.arange(4)))
