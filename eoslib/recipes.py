@@ -313,7 +313,7 @@ def _fixed() -> list[Recipe]:
             )
             thresholds = _FIXED_5K.get((name, short), thresholds)
             accuracy: dict[str, Any] = {"quantities": {"accuracy": {"every": 25}}}
-            steps = 20_000 if kind == "fc" else 4_000
+            steps = 20_000 if kind == "fc" else 2_000 if short_run else 4_000
             recipes.append(
                 Recipe(
                     f"5k-{name}-{short}",
