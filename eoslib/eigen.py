@@ -81,6 +81,9 @@ _SAFETY = 4.0
 #: hundred, an eigenvalue 1e5 times smaller than one of the other sign was wrong in its own sign.)
 _ROUNDING = 10
 
+#: A vector that keeps this share of its length is orthogonal to what was taken away, to rounding.
+_LITTLE = 0.7
+
 #: Ritz vectors that a result holds beyond those asked for, at most.
 _SPARE = 3
 
@@ -417,23 +420,30 @@ class _Search:
         return finite
 
     def _orthonormalised(self, vectors: Tensor) -> Tensor:
+        """Unit vectors orthogonal to the bases, to rounding.
+
+        A pass of Gram and Schmidt leaves errors of rounding times the length before it over the
+        length after it. So where a pass takes away little the vector is orthogonal, and where it
+        takes away much another one is needed, at most one (Daniel, Gragg, Kaufman and Stewart 1976;
+        "twice is enough", Parlett 1998, §6.9), unless the vector lay in the span.
+        """
+        running = [run for run, result in enumerate(self.results) if result is None]
+        smallest = 1e2 * torch.finfo(vectors.dtype).eps
         for _ in range(10):
-            vectors = self._normalised(vectors)[0]
-            for _ in range(2):  # "twice is enough" (Parlett 1998, §6.9)
-                vectors = self._without_basis(vectors)
-            vectors, left = self._normalised(vectors)
+            vectors, _ = self._normalised(vectors)
             if self.filled == 0:
                 return vectors
-            smallest = 1e2 * torch.finfo(vectors.dtype).eps
-            empty = [
-                run
-                for run, norm in enumerate(left.tolist())
-                if self.results[run] is None and not norm > smallest
-            ]
-            vectors = self._without_basis(vectors)  # what rounding left, made visible by scaling
+            share = np.ones(self.num_runs)
+            for _ in range(3):
+                vectors, lengths = self._normalised(self._without_basis(vectors))
+                left = lengths.cpu().numpy()
+                share *= left
+                if (left[running] > _LITTLE).all():
+                    break
+            empty = [run for run in running if not (share[run] > smallest and left[run] > _LITTLE)]
             if not empty:
                 return vectors
-            for run in empty:  # nothing was left: it lay in the span
+            for run in empty:  # nothing but rounding was left
                 vectors[run] = _gaussian(self.operator, self.generator)
         raise RuntimeError(
             f"no direction orthogonal to {self.filled} vectors of length {vectors.shape[1]} found"
@@ -460,9 +470,12 @@ class _Search:
 
     def _residuals(self, values: _Array, coefficients: _Array, found: int) -> tuple[Tensor, _Array]:
         leading = coefficients[:, :, :found]
-        scaled = self._combine(leading * (self.sign * values[:, None, :found]), self.rows)
-        residuals = self._combine(leading, self.images) - scaled
-        return residuals, residuals.double().norm(dim=2).cpu().numpy()
+        both = np.stack([leading, leading * (self.sign * values[:, None, :found])])
+        of_images, of_rows = self._weights(both)  # one copy to the device
+        residuals = torch.bmm(of_images, self.images[:, : self.filled])
+        residuals = torch.baddbmm(residuals, of_rows, self.rows[:, : self.filled], alpha=-1)
+        norms = torch.linalg.vector_norm(residuals, dim=2, dtype=torch.float64)
+        return residuals, norms.cpu().numpy()
 
     def _error_estimates(self, values: _Array, norms: _Array, known: _Array) -> _Array:
         """Kato and Temple's bound for each of the k leading values, with the best c; see above."""
@@ -484,8 +497,10 @@ class _Search:
     def _lost(self, values: _Array, known: _Array, lengths: _Array) -> _Flags:
         """Which searches have just used their start and found that it says too little."""
         lost = np.zeros(self.num_runs, bool)
+        if self.accuracy is None:
+            return lost
         judged = (lengths == self.products) & (lengths >= self.k)
-        for run in np.flatnonzero(judged & (self.accuracy is not None)):
+        for run in np.flatnonzero(judged):
             beyond = known[run, lengths[run] :]
             if not len(beyond) or beyond[0] == -np.inf:
                 continue
@@ -507,8 +522,11 @@ class _Search:
         self.filled = keep
 
     def _combine(self, coefficients: _Array, vectors: Tensor) -> Tensor:
-        weights = torch.from_numpy(np.ascontiguousarray(coefficients.transpose(0, 2, 1)))
-        return torch.bmm(weights.to(vectors), vectors[:, : self.filled])
+        return torch.bmm(self._weights(coefficients), vectors[:, : self.filled])
+
+    def _weights(self, coefficients: _Array) -> Tensor:
+        """Coefficients in columns as rows on the device."""
+        return torch.from_numpy(np.ascontiguousarray(coefficients.swapaxes(-1, -2))).to(self.rows)
 
     # -- results --------------------------------------------------------------------------------
 

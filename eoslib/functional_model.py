@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from eoslib.convolution_derivatives import is_ours, with_fast_second_derivatives
 from eoslib.linear_chain import affine
 from eoslib.numerics import lacks_memory
 
@@ -88,6 +89,7 @@ class FunctionalModel:
         self._module.zero_grad(set_to_none=True)
         self._template = copy.deepcopy(self._module)
         self._output = output
+        with_fast_second_derivatives(self._module)
         self.mixes_examples = _set_batch_norm_mode(self._module, batch_norm)
         self._collect_parameters()
         self._fused_attention = self._fused_weight_norm = False
@@ -460,7 +462,7 @@ class _Functions(TorchFunctionMode):
 
 
 def _custom_functions(outputs: Tensor) -> set[str]:
-    """The names of the ``torch.autograd.Function`` that a graph was made by."""
+    """The names of the ``torch.autograd.Function`` that a graph was made by, but for our own."""
     names: set[str] = set()
     custom: Any = torch.autograd.function.BackwardCFunction
     waiting, seen = [outputs.grad_fn], set[Any]()
@@ -468,7 +470,7 @@ def _custom_functions(outputs: Tensor) -> set[str]:
         node = waiting.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            if isinstance(node, custom):
+            if isinstance(node, custom) and not is_ours(node):
                 names.add(type(node).__name__.removesuffix("Backward"))
             waiting.extend(after for after, _ in node.next_functions)
     return names
