@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from benchmarks.comparison import ROUNDING, bars
 from benchmarks.problems import PROBLEMS
 from benchmarks.results import Bar, ProblemReport, Report, Row
+from benchmarks.together import TOGETHER
 from eoslib.palette import ACCENT, INK, MUTED
 from eoslib.plotting import book_style
 
@@ -58,9 +59,6 @@ IDLE = 0.5
 #: The names of the two bars that the figure of errors shows as lines.
 ERROR_BAR = "tracked: largest relative error"
 PRODUCTS_BAR = "tracked: products a measurement"
-
-#: The problem that is no network at the edge: several runs at once.
-TOGETHER = "chebyshev-together"
 
 _VERDICTS = {True: "met", False: "missed", None: "told only"}
 _MARKERS = "sD^v<>ph"

@@ -8,6 +8,8 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from benchmarks.comparison import bars, compare
 from benchmarks.costs import derivative_costs
 from benchmarks.problems import PROBLEMS, MissingData, Problem, edge_stretch
 from benchmarks.results import ProblemReport, Report
-from benchmarks.together import together
+from benchmarks.together import TOGETHER, together
 from benchmarks.tools import find_peers
 from eoslib.numerics import full_precision, hardware_stamp, limited_threads, resolve_device
 
@@ -30,12 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     device = resolve_device(options.device)
     before = {"commit": _commit(), "load_before": _load()}
     versions, absent = find_peers()
-    absent |= dict.fromkeys(PROBLEMS.keys() - set(options.problems), "left out by --problems")
+    chosen = options.problems
+    absent |= {n: "left out by --problems" for n in (*PROBLEMS, TOGETHER) if n not in chosen}
     report = Report({**_machine(device, versions), **before}, absent, [])
     path = options.output or RESULTS / f"{_slug(report.machine)}.json"
     partial = path.with_suffix(".partial")
     with full_precision(device):
-        for name in options.problems:
+        for name in (name for name in chosen if name != TOGETHER):
             print(f"{name} ...", file=sys.stderr, flush=True)
             try:
                 problem = PROBLEMS[name](device, options.cifar10)
@@ -43,13 +46,23 @@ def main(arguments: list[str] | None = None) -> int:
                 absent[name] = str(missing)
                 continue
             report.problems.append(measured(problem, list(absent), options))
-            report.save(partial)  # what is measured is kept, whatever becomes of the rest
-        report.problems.append(together(device, options.repeats))
+            # What is measured is kept, whatever becomes of the rest.
+            unfinished(report, chosen).save(partial)
+        if TOGETHER in chosen:
+            report.problems.append(together(device, options.repeats))
     report.save(path)
     partial.unlink(missing_ok=True)
     print(report.table())
     print(f"\nwritten to {path}")
     return int(any(bar.passed is False for problem in report.problems for bar in problem.bars))
+
+
+def unfinished(report: Report, planned: Sequence[str]) -> Report:
+    """The report as it is now, which says what it does not hold yet."""
+    known = {problem.name for problem in report.problems} | report.absent.keys()
+    rest = dict.fromkeys(planned, "the measurement ended before it")
+    left = {name: why for name, why in rest.items() if name not in known}
+    return replace(report, absent={**report.absent, **left})
 
 
 def measured(problem: Problem, absent: list[str], options: argparse.Namespace) -> ProblemReport:
@@ -78,7 +91,8 @@ def measured(problem: Problem, absent: list[str], options: argparse.Namespace) -
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    known = [*PROBLEMS, TOGETHER]
+    parser.add_argument("--problems", nargs="+", choices=known, default=known)
     parser.add_argument(
         "--interval", type=int, default=1, help="steps between measurements, default 1"
     )

@@ -11,7 +11,10 @@ from benchmarks.clock import timed
 from benchmarks.results import Bar, ProblemReport
 from eoslib import GradientDescent, Objective, Run, build, chebyshev, every, train, train_together
 
-__all__ = ["together"]
+__all__ = ["TOGETHER", "together"]
+
+#: The problem's name, as on the command line.
+TOGETHER = "chebyshev-together"
 
 #: Steps from one measurement of the sharpness to the next.
 INTERVAL = 5
@@ -47,7 +50,7 @@ def together(device: torch.device, repeats: int, num_steps: int = 1000) -> Probl
         single = min(single, seconds)
     difference = max(_difference(run, other) for run, other in zip(runs, others, strict=True))
     return ProblemReport(
-        "chebyshev-together",
+        TOGETHER,
         "1-20-20-1 tanh network, Chebyshev polynomial at 20 points, square loss, float64",
         {
             "parameters": objective.num_parameters,

@@ -23,9 +23,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from eoslib.convolution_derivatives import is_ours, with_fast_second_derivatives
 from eoslib.linear_chain import affine
 from eoslib.numerics import lacks_memory
+from eoslib.second_derivatives import is_ours, with_fast_second_derivatives
 
 __all__ = ["BatchNormMode", "FunctionalModel"]
 

@@ -28,6 +28,7 @@ from eoslib.linear_chain import ChainPass
 from eoslib.linops import SymmetricOperator, plain_modes
 from eoslib.losses import LOSSES, Loss, accuracy, get_loss, square_loss
 from eoslib.numerics import digest, full_precision, resolve_device, resolve_dtype
+from eoslib.second_derivatives import ElementaryNorms
 
 __all__ = ["Hessian", "Objective"]
 
@@ -334,7 +335,7 @@ class Objective:
             bent = _products(gradients, leaves, v_parts, create_graph=True)
             return _flat(_products(bent, leaves, u_parts))
 
-        with torch.enable_grad(), full_precision(self.device):
+        with torch.enable_grad(), full_precision(self.device), ElementaryNorms():
             return self._sum(part(x, y) for x, y in self._chunks())
 
     @_in_plain_modes

@@ -43,7 +43,8 @@ class There(Tensor):
         if function is Tensor.tolist:  # CUDA's tensors have it, subclasses have not
             return args[0].cpu().tolist()
         if function is Tensor.__getitem__ and isinstance(args[1], list):  # PyTorch moves it there
-            args = (args[0], torch.tensor(args[1]).to(DEVICE))
+            index = torch.tensor(args[1], dtype=None if args[1] else torch.long)
+            args = (args[0], index.to(DEVICE))
         if function is Tensor.new_tensor:  # makes its tensor before any dispatch
             return torch.tensor(args[1], dtype=args[0].dtype).to(DEVICE)
         with torch._C.DisableTorchFunctionSubclass():

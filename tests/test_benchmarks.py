@@ -13,6 +13,7 @@ from torch import nn
 
 from benchmarks import comparison, costs, problems, run, together, tools
 from benchmarks.results import Bar, ProblemReport, Report, Row
+from benchmarks.together import TOGETHER
 from eoslib import build, chebyshev
 from tests.oracles import dense_hessian
 
@@ -295,4 +296,24 @@ def test_a_problem_that_was_left_out_is_named(cache, tmp_path, monkeypatch):
     path = tmp_path / "r.json"
     arguments = ["--device", "cpu", "--repeats", "1", "--seconds", "0.2", "--output", str(path)]
     run.main([*arguments, "--problems", "tiny"])
-    assert Report.load(path).absent["other"] == "left out by --problems"
+    report = Report.load(path)
+    assert report.absent["other"] == report.absent[TOGETHER] == "left out by --problems"
+    assert [problem.name for problem in report.problems] == ["tiny"]
+
+
+def test_a_measurement_that_was_stopped_leaves_what_it_had_and_says_what_it_lacks(
+    cache, tmp_path, monkeypatch
+):
+    def stopped(device, repeats):
+        raise KeyboardInterrupt
+
+    known = {"tiny": lambda device, path: tiny_problem(first_step=400)}
+    monkeypatch.setattr(run, "PROBLEMS", known)
+    monkeypatch.setattr(run, "find_peers", lambda: ({}, dict.fromkeys(tools.PEERS, "not here")))
+    monkeypatch.setattr(run, "together", stopped)
+    path = tmp_path / "r.json"
+    with pytest.raises(KeyboardInterrupt):
+        run.main(["--device", "cpu", "--repeats", "1", "--seconds", "0.2", "--output", str(path)])
+    report = Report.load(tmp_path / "r.partial")
+    assert [problem.name for problem in report.problems] == ["tiny"]
+    assert report.absent[TOGETHER] == "the measurement ended before it"

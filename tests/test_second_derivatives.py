@@ -1,4 +1,4 @@
-"""The first three derivatives of convolutions, against PyTorch's own."""
+"""The first three derivatives of convolutions and norms, against PyTorch's and differences."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from eoslib import Objective
-from eoslib.convolution_derivatives import _Convolution, is_ours, with_fast_second_derivatives
+from eoslib import Objective, build
+from eoslib.second_derivatives import _Convolution, is_ours, with_fast_second_derivatives
 
 DEVICES = [
     "cpu",
@@ -186,3 +187,139 @@ def test_a_parametrized_layer_computes_with_what_its_parameter_stands_for():
     with_fast_second_derivatives(layer)
     assert ours_in(layer, images()) == 1
     torch.testing.assert_close(layer(images()), want)
+
+
+class _Elementary(nn.Module):
+    """A batch norm of sums and products."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        others, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
+        x = x - x.mean(others).view(shape)
+        x = x / (x.square().mean(others).view(shape) + self.layer.eps).sqrt()
+        if not self.layer.affine:
+            return x
+        return x * self.layer.weight.view(shape) + self.layer.bias.view(shape)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("frozen", [None, "weight", "bias"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.BatchNorm2d(4, track_running_stats=False), (5, 4, 6, 6)),
+        (nn.BatchNorm2d(4, affine=False, track_running_stats=False), (5, 4, 6, 6)),
+        (nn.BatchNorm1d(4, eps=0.3, track_running_stats=False), (7, 4)),
+        (nn.BatchNorm1d(4, track_running_stats=False), (7, 4, 3)),
+        (nn.BatchNorm3d(4, track_running_stats=False), (3, 4, 2, 2, 2)),
+    ],
+    ids=["images", "without weights", "vectors", "sequences", "volumes"],
+)
+def test_derivatives_of_batch_norm_up_to_the_third(layer, shape, frozen, device):
+    if frozen and not layer.affine:
+        pytest.skip("nothing to freeze")
+    layer = copy.deepcopy(layer).to(device, torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    if layer.affine:
+        with torch.no_grad():
+            layer.weight += 0.3 * torch.randn(4, generator=generator).to(layer.weight)
+            layer.bias += 0.3 * torch.randn(4, generator=generator).to(layer.bias)
+        if frozen:
+            getattr(layer, frozen).requires_grad_(False)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+    want = derivatives(nn.Sequential(_Elementary(layer), nn.Tanh()), x.clone())
+    other = nn.Sequential(copy.deepcopy(layer), nn.Tanh())
+    with_fast_second_derivatives(other)
+    assert ours_in(other, x.clone().requires_grad_()) == 1
+    for exact, got in zip(want, derivatives(other, x.clone()), strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-11)
+
+
+def test_batch_norm_with_running_statistics_is_pytorchs():
+    layer = nn.BatchNorm2d(4).double()
+    with_fast_second_derivatives(layer)
+    before = layer.running_mean.clone()
+    assert ours_in(layer, images()) == 0 and not torch.equal(layer.running_mean, before)
+    layer.eval()
+    assert ours_in(layer, images()) == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (4,), (3, 4, 2)])
+def test_batch_norm_refuses_in_pytorchs_words(shape):
+    layer = nn.BatchNorm2d(4, track_running_stats=False)
+    if shape == (1, 4):
+        layer = nn.BatchNorm1d(4, track_running_stats=False)
+    with pytest.raises(ValueError) as given:
+        layer(torch.ones(shape))
+    with_fast_second_derivatives(layer)
+    with pytest.raises(ValueError) as got:
+        layer(torch.ones(shape))
+    assert str(got.value) == str(given.value)
+
+
+class _Between(nn.Module):
+    """Something between two layers of weights, so that all its derivatives count."""
+
+    def __init__(self, between, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, torch.Size(shape).numel())
+        self.between, self.shape = between, shape
+        self.scale = nn.Parameter(torch.tensor(0.8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.scale * self.between(self.first(x).view(-1, *self.shape)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("between", "shape", "options"),
+    [
+        (nn.BatchNorm1d(6), (6,), {"batch_norm": "full_batch"}),
+        (nn.BatchNorm1d(6), (6,), {"batch_norm": "running"}),
+        (nn.LayerNorm(6), (6,), {}),
+        (nn.LayerNorm((2, 3), elementwise_affine=False), (2, 3), {}),
+        (nn.InstanceNorm1d(3, affine=True), (3, 4), {}),
+        (nn.InstanceNorm2d(3), (3, 2, 2), {}),
+        (nn.GroupNorm(2, 4), (4, 3), {}),
+        (nn.TransformerEncoderLayer(4, 2, 8, 0.0, "gelu", batch_first=True), (5, 4), {}),
+        (lambda x: F.layer_norm(x, (6,)), (6,), {}),
+        (lambda x: torch.layer_norm(x, (6,)), (6,), {}),
+        (lambda x: F.instance_norm(x), (3, 4), {}),
+    ],
+    ids=[
+        *("batch norm", "with running statistics", "layer norm", "over two dimensions"),
+        *("instance norm", "of images", "group norm", "Transformer"),
+        *("F.layer_norm", "torch.layer_norm", "F.instance_norm"),
+    ],
+)
+def test_third_derivatives_of_norms_are_differences_of_products(between, shape, options):
+    # PyTorch's own are wrong by a tenth: its second derivatives take mean and scale for constants.
+    torch.manual_seed(0)
+    model = _Between(between, shape)
+    x = torch.randn(9, 3, dtype=torch.float64)
+    targets = torch.zeros(9, torch.Size(shape).numel())
+    objective = Objective(model, x, targets, dtype="float64", **options)
+    theta = objective.initial_point
+    u, v, w = torch.randn(3, len(theta), dtype=torch.float64)
+    h = 1e-5
+    slope = (objective.hvp(theta + h * w, v) - objective.hvp(theta - h * w, v)) / (2 * h)
+    assert float(objective.third_derivative(theta, u, v) @ w) == pytest.approx(
+        float(u @ slope), rel=1e-5
+    )
+
+
+def test_third_derivative_of_a_convolutional_network_with_batch_norm():
+    model = build("cnn-bn-tanh", 3, 2, seed=0, width=2, image_size=8)
+    x = torch.randn(6, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    objective = Objective(model, x, torch.zeros(6, 2), dtype="float64", batch_norm="full_batch")
+    theta = objective.initial_point
+    u, v, w = torch.randn(
+        3, len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    h = 1e-5
+    slope = (objective.hvp(theta + h * w, v) - objective.hvp(theta - h * w, v)) / (2 * h)
+    assert float(objective.third_derivative(theta, u, v) @ w) == pytest.approx(
+        float(u @ slope), rel=1e-5
+    )
