@@ -138,7 +138,7 @@ def _run_all(experiments: Sequence[Experiment], out: Path, given: argparse.Names
     if resolve_device(given.device).type == "cpu":
         keep_freed_memory()
     found = {}
-    for batch in batches_of(experiments, given.device):
+    for batch in batches_of(experiments):
         label = batch[0].name if len(batch) == 1 else f"{len(batch)} × {batch[0].architecture}"
         line = ProgressLine(label)
 

@@ -401,12 +401,18 @@ def test_a_run_on_other_data_is_not_taken_for_this_ones(tmp_path):
         run_experiment(experiment, tmp_path / "runs", data=files[1])
 
 
-def test_convolutions_run_one_by_one_on_a_cpu():
-    images = {**SMALL, "dataset": "cifar10-10-per_pixel", "architecture": "cnn-relu"}
-    pair = [Experiment(**images, optimizer="gd", lr=lr) for lr in (0.1, 0.2)]
-    assert len(batches_of(pair)) == len(batches_of(pair, "cuda")) == 1
-    assert len(batches_of(pair, "cpu")) == len(batches_of(pair, torch.device("cpu"))) == 2
-    assert len(batches_of([small(lr=0.1), small(lr=0.2)], "cpu")) == 1
+def test_convolutions_run_one_by_one_unless_told_otherwise(tmp_path):
+    rng = np.random.default_rng(0)
+    data = tmp_path / "images.npz"
+    images = rng.integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
+    np.savez(data, x_train=images, y_train=np.arange(10))
+    settings = {**SMALL, "dataset": "cifar10-10-per_pixel", "architecture": "cnn-relu"}
+    settings |= {"architecture_options": {"width": 2}, "num_steps": 2}
+    pair = [Experiment(**settings, optimizer="gd", lr=lr) for lr in (0.01, 0.02)]
+    assert [len(batch) for batch in batches_of(pair)] == [1, 1]
+    assert len(batches_of([small(lr=0.1), small(lr=0.2)])) == 1
+    runs = run_together(pair, tmp_path, data=data)
+    assert [run.provenance["runs_together"] for run in runs] == [2, 2]
 
 
 class Elsewhere:
