@@ -88,6 +88,12 @@ def _train(given: argparse.Namespace) -> int:
 
 def _experiments(given: argparse.Namespace) -> list[Experiment]:
     if given.settings is not None:
+        chosen = {**_chosen(given), "lr": given.lr}
+        if beside := [name for name, value in chosen.items() if value not in (None, [], {})]:
+            raise ValueError(
+                f"{given.settings} holds all settings; leave out what sets {', '.join(beside)}, "
+                "or change it in the file"
+            )
         try:
             content = json.loads(given.settings.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -270,6 +276,8 @@ def _times(recipe: Recipe, store: Path) -> list[tuple[str, bool]]:
 def _runs(given: argparse.Namespace) -> int:
     from eoslib import store
 
+    if given.replay is not None and not given.verify:
+        raise ValueError("--replay belongs to --verify: runs --verify --replay STEPS")
     if given.add is not None:
         for path in given.add:
             print(store.add(path, given.recipe or path.resolve().parent.name, given.store))
@@ -359,7 +367,6 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument(
         "--replay",
         type=int,
-        default=0,
         metavar="STEPS",
         help="with --verify: run the first steps of every run again, and compare",
     )

@@ -170,6 +170,9 @@ def test_settings_from_a_file(tmp_path, capsys):
         ("reproduce fig4 --data no/such/file", "there is no no/such/file, which --data names"),
         ("runs no/such/folder", "there is no folder"),
         ("train --settings no/such/file", "No such file"),
+        ("train --settings x.json --seed 0 --steps 5", "leave out what sets num_steps, seed"),
+        ("train --settings x.json --lr 0.1 --option a=1", "sets architecture_options, lr, or"),
+        ("runs --replay 5", "--replay belongs to --verify"),
     ],
 )
 def test_mistakes_are_told_with_what_was_meant(text, message, tmp_path, capsys):
