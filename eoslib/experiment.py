@@ -46,23 +46,20 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from eoslib._arguments import a_number
 from eoslib._names import look_up
 from eoslib.architectures import ARCHITECTURES, CONVOLUTIONAL, build_for
 from eoslib.checkpoint import Checkpoint
 from eoslib.data import Dataset, load_dataset, reads_files
-from eoslib.eigen import EigenResult
 from eoslib.flows import gradient_flow
 from eoslib.losses import LOSSES
 from eoslib.numerics import digest, hardware_stamp, lacks_memory
-from eoslib.objective import Hessian, Objective
+from eoslib.objective import Objective
 from eoslib.quantities import DEPENDS_ON_RULE, QUANTITIES, Setting, quantity
 from eoslib.quantities import schedule as schedule_of
 from eoslib.recorder import Snapshot, StopRule, accuracy_above, every, loss_below
 from eoslib.runs import Outcome, Run, Series, plain_json
-from eoslib.taylor import QuadraticHessian
 from eoslib.tracker import SharpnessTracker
 from eoslib.train import Minibatches, train_together
 from eoslib.update_rules import (
@@ -309,7 +306,7 @@ class Experiment:
         subset = self.objective(
             data.first(self.sharpness_examples), objective.device, objective.chunk_size
         )
-        return _OnSubset(subset, self.eigenvalues, **options)
+        return SharpnessTracker(subset, self.eigenvalues, **options)
 
     def stop_rules(self, objective: Objective) -> list[StopRule]:
         """When to end before the last step."""
@@ -729,15 +726,6 @@ def _smaller_chunk(experiment: Experiment, chunk_size: int) -> int | None:
     """Half as many examples a pass, where that leaves the loss as it is."""
     depends = experiment.batch_norm in ("ghost", "full_batch")
     return None if depends or chunk_size == 1 else (chunk_size + 1) // 2
-
-
-class _OnSubset(SharpnessTracker):
-    """Measures on an objective of its own, not on the one that is trained."""
-
-    def solve(
-        self, theta: Tensor, hessian: Hessian | QuadraticHessian | None = None
-    ) -> EigenResult | list[EigenResult]:
-        return super().solve(theta, None)
 
 
 _RULE = ("optimizer", "lr", "beta", "lr_changes")

@@ -176,7 +176,8 @@ def gradient_flow(
             loss = float(hessian.value)
             if not math.isfinite(loss):
                 return finished("diverged", ticks, f"the loss was {loss} at time {ticks * tick:g}")
-            eigenvalues = tracker(point, hessian)
+            own = tracker.objective is objective
+            eigenvalues = tracker(point, hessian if own else None)
             top = float(eigenvalues[0])
             largest = max(largest, step * top) if math.isfinite(top) else largest
             recorder.add("loss", ticks, loss)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from eoslib.linear_chain import affine
 from eoslib.numerics import lacks_memory
-from eoslib.second_derivatives import is_ours, with_fast_second_derivatives
+from eoslib.second_derivatives import FastSecondDerivatives
 
 __all__ = ["BatchNormMode", "FunctionalModel"]
 
@@ -89,10 +89,9 @@ class FunctionalModel:
         self._module.zero_grad(set_to_none=True)
         self._template = copy.deepcopy(self._module)
         self._output = output
-        with_fast_second_derivatives(self._module)
         self.mixes_examples = _set_batch_norm_mode(self._module, batch_norm)
         self._collect_parameters()
-        self._fused_attention = self._fused_weight_norm = False
+        self._fused_attention = self._fused_weight_norm = self._fast = False
         self._chain = _linear_chain(self._module)
         # Slices of θ sit in the module's slots during a forward pass; a training in a background
         # thread (the explorer's) must not exchange them under another thread's pass. (A model with
@@ -234,7 +233,7 @@ class FunctionalModel:
             raise ValueError(
                 f"the model returned {type(first).__name__}, expected one tensor of outputs; "
                 "pass output=, a function from what the model returns to the tensor the loss "
-                "needs, for instance output=lambda result: result.logits"
+                f"needs, for instance output=lambda result: result{_a_part_of(first)}"
             )
         if not torch.equal(before, x):
             raise ValueError(
@@ -268,7 +267,46 @@ class FunctionalModel:
         if not self.mixes_examples:
             self._refuse_mixing(x, first, 1e-5 * max(size, 1.0))
         self._refuse_rough(x, [p for p in original.parameters() if p.requires_grad])
+        if any("conv" in name or "batch_norm" in name for name in functions.names):
+            self._fast = self._fast_products_agree(x[:2])
         return first
+
+    def _fast_products_agree(self, x: Tensor) -> bool:
+        """Whether a product with the Hessian is the same with and without fast derivatives.
+
+        They are not where something looks at the graph's making (activation checkpoints) or makes
+        another one of it (``torch.compile``).
+        """
+        vector = torch.linspace(-1, 1, self.num_parameters).to(self.initial_point)
+
+        def product() -> Tensor:
+            leaf = self.initial_point.clone().requires_grad_()
+            parts = self.split(leaf)
+            with self.differentiated_twice(parts):
+                total = self.apply(parts, x).square().sum()
+            (gradient,) = torch.autograd.grad(total, leaf, create_graph=True)
+            if not gradient.requires_grad:
+                return torch.zeros_like(gradient)
+            self.hold(parts)
+            (image,) = torch.autograd.grad(gradient, leaf, vector, materialize_grads=True)
+            return image
+
+        with torch.enable_grad():
+            slow = product()
+            self._fast = True
+            try:
+                fast = product()
+            except Exception as error:
+                if lacks_memory(error):
+                    raise
+                return False
+        difference = torch.linalg.vector_norm(fast - slow)
+        return bool(difference <= 1e-3 * torch.linalg.vector_norm(slow))
+
+    def differentiated_twice(self, parts: Sequence[Tensor]) -> AbstractContextManager[Any]:
+        """In this block, a pass at θ in parts is made for a graph that gives Hessian products."""
+        fast = self._fast and not self.holds_several(parts)
+        return FastSecondDerivatives() if fast else nullcontext()
 
     def _differs(self, x: Tensor) -> bool:
         """Whether one of many passes gives other outputs, as where a layer is left out at times."""
@@ -461,8 +499,15 @@ class _Functions(TorchFunctionMode):
             )
 
 
+def _a_part_of(result: object) -> str:
+    """How a tensor might be taken out of what a model returned."""
+    if isinstance(result, dict) and result:
+        return f"[{next(iter(result))!r}]"
+    return "[0]" if isinstance(result, tuple | list) else ".logits"
+
+
 def _custom_functions(outputs: Tensor) -> set[str]:
-    """The names of the ``torch.autograd.Function`` that a graph was made by, but for our own."""
+    """The names of the ``torch.autograd.Function`` that a graph was made by."""
     names: set[str] = set()
     custom: Any = torch.autograd.function.BackwardCFunction
     waiting, seen = [outputs.grad_fn], set[Any]()
@@ -470,7 +515,7 @@ def _custom_functions(outputs: Tensor) -> set[str]:
         node = waiting.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            if isinstance(node, custom) and not is_ours(node):
+            if isinstance(node, custom):
                 names.add(type(node).__name__.removesuffix("Backward"))
             waiting.extend(after for after, _ in node.next_functions)
     return names

@@ -70,7 +70,10 @@ def check_square(outputs: Tensor, targets: Tensor, name: str = "square loss") ->
     if targets.shape == outputs.shape:
         advice = "if they are numbers to be met, targets.double()"
     elif not targets.is_floating_point():
-        advice = "turn class labels into one-hot rows first: one_hot(labels).double()"
+        advice = (
+            "for class labels take loss='cross_entropy', or turn them into one-hot rows first: "
+            "one_hot(labels).double()"
+        )
     elif targets.numel() == outputs.numel():
         advice = f"reshape them: targets.reshape({', '.join(map(str, outputs.shape))})"
     else:
@@ -110,8 +113,14 @@ def check_labels(outputs: Tensor, targets: Tensor) -> None:
             )
     else:
         advice = ""
-        if targets.shape == (n, *rest[1:]):
+        if targets.shape == (n, *rest[1:]) and classes == 1:
+            advice = "; one logit for two classes is torch.nn.BCEWithLogitsLoss()"
+        elif targets.shape == (n, *rest[1:]):
             advice = "; convert them: labels.long()"
+        elif targets.shape == outputs.shape:
+            advice = "; convert them: targets.to(outputs.dtype), or labels = targets.argmax(1)"
+        elif targets.shape == (n, 1):
+            advice = "; labels are a vector: labels.squeeze(1).long()"
         elif outputs.ndim == 3 and targets.shape == outputs.shape[:2]:
             advice = "; the classes come second: output=lambda result: result.transpose(1, 2)"
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -120,6 +120,8 @@ def full_batch(data: Data) -> tuple[Tensor, Tensor]:
         batches = list(loader)
     if not batches:
         short = " (a last, smaller one is left out: drop_last=True)" if _drops(loader) else ""
+        if isinstance(loader, Iterator):
+            short = "; an iterator can be read only once, so give a list or a DataLoader"
         raise ValueError(f"the data set is empty: it yielded no batch{short}")
     for batch in batches:
         if not (
@@ -127,6 +129,10 @@ def full_batch(data: Data) -> tuple[Tensor, Tensor]:
             and len(batch) == 2
             and all(isinstance(part, Tensor) and part.ndim > 0 for part in batch)
         ):
+            if len(batches) == 2 and all(isinstance(part, Tensor) for part in batches):
+                raise ValueError(
+                    "two tensors in a list are read as two batches; give a tuple: (inputs, targets)"
+                )
             raise ValueError(
                 f"expected batches of (inputs, targets), two tensors, got {_described(batch)}; "
                 "wrap the loader so that it yields these, for instance "
@@ -182,7 +188,9 @@ def _described(batch: object) -> str:
     if isinstance(batch, dict):
         return f"a dict with the keys {', '.join(map(repr, batch))}"
     if isinstance(batch, tuple | list):
-        return f"a {type(batch).__name__} of {', '.join(map(_described, batch)) or 'nothing'}"
+        more = ", …" if len(batch) > 4 else ""
+        parts = ", ".join(map(_described, batch[:4])) or "nothing"
+        return f"a {type(batch).__name__} of {parts}{more}"
     if isinstance(batch, Tensor):
         return f"a tensor of shape {tuple(batch.shape)}"
     return f"a {type(batch).__name__}"

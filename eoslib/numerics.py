@@ -70,8 +70,9 @@ def resolve_device(device: str | torch.device | None = "auto") -> torch.device:
         try:
             torch.zeros(1, device=resolved).item()
         except (RuntimeError, NotImplementedError) as error:
+            reason = str(error).partition("\n")[0]  # PyTorch's goes on for pages
             raise ValueError(
-                f"device {device!r} cannot be used here ({error}); use 'auto', 'cpu' or 'cuda'"
+                f"device {device!r} cannot be used here ({reason}); use 'auto', 'cpu' or 'cuda'"
             ) from error
     return resolved
 

@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from eoslib._arguments import a_function, a_tensor, a_whole_number, shown
 from eoslib.data import Dataset
@@ -324,7 +325,8 @@ class Objective:
         gradients.
 
         Raises:
-            ValueError: θ, u or v does not have shape ``(P,)``.
+            ValueError: θ, u or v does not have shape ``(P,)``, or a norm is inside an activation
+                checkpoint.
         """
         leaves = self._leaves(theta, several=False)
         u_parts = self.model.split(self._checked_point(u, several=False))
@@ -335,8 +337,14 @@ class Objective:
             bent = _products(gradients, leaves, v_parts, create_graph=True)
             return _flat(_products(bent, leaves, u_parts))
 
-        with torch.enable_grad(), full_precision(self.device), ElementaryNorms():
-            return self._sum(part(x, y) for x, y in self._chunks())
+        try:
+            with torch.enable_grad(), full_precision(self.device), ElementaryNorms():
+                return self._sum(part(x, y) for x, y in self._chunks())
+        except CheckpointError as error:
+            raise ValueError(
+                "a norm inside an activation checkpoint has no third derivative (PyTorch's would "
+                "be wrong); build the model without checkpoints"
+            ) from error
 
     @_in_plain_modes
     def outputs(self, theta: Tensor) -> Tensor:
@@ -645,7 +653,8 @@ class _ByAutograd:
         self._model = objective.model
         with torch.enable_grad():
             self._leaves = objective._leaves(point)
-            part = objective._part(self._leaves, x, y)
+            with self._model.differentiated_twice(self._leaves):
+                part = objective._part(self._leaves, x, y)
             self._graph = _gradients(part, self._leaves, create_graph=True)
         self.value = part.detach()
         self.gradient = _flat([g.detach() for g in self._graph], part.ndim)

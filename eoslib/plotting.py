@@ -7,6 +7,7 @@ never call ``plt.show()``; captions belong to the page.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,8 @@ def plot_runs(
 ) -> Figure:
     """Loss (log axis) above sharpness with the dashed thresholds, one colour per step size.
 
-    A run of gradient flow is drawn dotted, in ink; it needs the time axis.
+    A run of gradient flow is drawn dotted, in ink; it needs the time axis. A run whose rule has no
+    step size of its own (`InverseSharpness`) is drawn in ink, without a threshold.
 
     Args:
         runs: at least one; all with the same loss.
@@ -132,14 +134,17 @@ def plot_runs(
     if not runs:
         raise ValueError("plot_runs needs at least one run")
     flows = [run for run in runs if "tick" in run.settings]
-    ordered = sorted((run for run in runs if "tick" not in run.settings), key=lambda run: run.lr)
+    stepping = [run for run in runs if "tick" not in run.settings]
+    ordered = sorted((run for run in stepping if math.isfinite(run.lr)), key=lambda run: run.lr)
+    others = [run for run in stepping if not math.isfinite(run.lr)]
     low, high = lr_range or ((ordered[0].lr, ordered[-1].lr) if ordered else (1.0, 1.0))
     with book_style():
         figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(7.2, 5.4))
-        for run in [*flows, *ordered]:
+        for run in [*flows, *others, *ordered]:
             flow = "tick" in run.settings
+            sized = not flow and math.isfinite(run.lr)
             style = {
-                "color": INK["light"] if flow else step_size_color(run.lr, low, high),
+                "color": step_size_color(run.lr, low, high) if sized else INK["light"],
                 "linestyle": ":" if flow else "-",
                 "zorder": 3 if flow else 2,
             }
@@ -147,7 +152,7 @@ def plot_runs(
             top.plot(
                 time_of(run, loss.steps, axis),
                 loss.values,
-                label="gradient flow" if flow else f"η = {run.lr:.3g}",
+                label=f"η = {run.lr:.3g}" if sized else str(run.settings["optimizer"]),
                 linewidth=1.6 if flow else 1.1,
                 **style,
             )

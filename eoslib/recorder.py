@@ -247,7 +247,18 @@ class Recorder:
         # A copy: the function measured may reuse its tensor.
         if isinstance(value, Tensor):
             value = value.detach().double().cpu().numpy()
-        plain = np.array(value, dtype=np.float64)
+        try:
+            plain = np.array(value, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"measurement {name!r} gave {shown(value)} at step {step}, expected a number or a "
+                f"vector ({error})"
+            ) from error
+        if value is None:  # NumPy's NaN
+            raise ValueError(
+                f"measurement {name!r} gave None at step {step}, expected a number or a vector; "
+                "has its function no return?"
+            )
         known = self._values.setdefault(name, [])
         if plain.ndim > 1 or (known and known[0].shape != plain.shape):
             was = f"after {known[0].shape} before" if known else "expected a number or a vector"

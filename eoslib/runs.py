@@ -194,6 +194,9 @@ class Run:
         if crossing is None:
             line = self._thresholds(ratio.steps)[-1]
             now = f"sharpness {self.sharpness.values[-1]:.3g}, threshold {line:.3g}"
+            if not np.isfinite(line):  # a rule without a threshold of its own
+                now = now.partition(",")[0]
+                return f"{self.outcome.status} at step {self.outcome.step:,}: {now}"
             if self.outcome.status == "goal reached":
                 return f"solved before reaching the edge: {now}"
             late = ratio.values[len(ratio) // 2 :]

@@ -23,75 +23,69 @@ values. With g = ȳ, and 𝔼 the mean over a channel,
 so S is made of five means, 𝔼g, 𝔼v, 𝔼[g x̂], 𝔼[v x̂], 𝔼[g v], and so are its derivatives: each is a
 sum of g, v, x̂ and 1 with one coefficient a channel. PyTorch's formula took three times as long.
 
-`with_fast_second_derivatives` puts this into the layers of a network; `eoslib.functional_model`
-calls it on its copy of the user's. Everything can be differentiated once more, and comes out right:
-PyTorch's second derivatives of batch, layer and instance norm take the mean and the scale for
-constants, so that its *third* ones are wrong, by 3 to 40 % in the cases we tried. For the norms
-that are not replaced here there is `ElementaryNorms`.
+`FastSecondDerivatives` puts this in PyTorch's place while the graph of a gradient is built that is
+to be differentiated again. `eoslib.functional_model` uses it where a product with the Hessian came
+out as without it when the model was looked at.
+
+**Third derivatives.** PyTorch's second derivatives of batch, layer and instance norm take the mean
+and the scale for constants, so that its *third* ones are wrong, by 3 to 40 % in the cases we tried.
+`ElementaryNorms` puts sums and products in their place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ElementaryNorms", "is_ours", "with_fast_second_derivatives"]
+__all__ = ["ElementaryNorms", "FastSecondDerivatives"]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _Parts = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def with_fast_second_derivatives(module: nn.Module) -> None:
-    """Have the module's convolutions and batch norms compute through this file, in place.
+class FastSecondDerivatives(TorchFunctionMode):
+    """While this lasts, convolutions and batch norms can be differentiated twice at less cost.
 
-    The outputs are the same. Layers that pad otherwise than with zeros, or by name
-    (``padding="same"``), batch norm with running statistics, and subclasses with a forward pass of
-    their own are left alone: they are right, and slower to differentiate twice.
+    The outputs are PyTorch's. What is beyond this file is left to PyTorch: padding by name, complex
+    numbers, running statistics, passes within ``torch.func``, forward-mode derivatives or
+    ``torch.compile``.
     """
-    for layer in module.modules():
-        if "forward" in vars(layer):
-            continue
-        # Not closures: a copy of the layer must compute with its own weights.
-        if _is_plain_convolution(layer):
-            layer.forward = partial(_convolve, layer)
-        elif isinstance(layer, _BATCH_NORM) and type(layer).forward is _BATCH_NORM.forward:
-            layer.forward = partial(_normalise, layer)  # type: ignore[method-assign]
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Compute a convolution or a batch norm through this file, everything else as it is."""
+        kwargs = kwargs or {}
+        ours = _FAST.get(func)
+        if ours is not None and not _transformed():
+            outputs = ours(*args, **kwargs)
+            if outputs is not None:
+                return outputs
+        return func(*args, **kwargs)
 
 
-def is_ours(node: Any) -> bool:
-    """Whether a node of a graph was made by a layer that computes through this file."""
-    return getattr(type(node), "_forward_cls", None) in (_Convolution, _BatchNorm)
+def _transformed() -> bool:
+    """Whether a pass is traced, or differentiated by anything but backward passes."""
+    # Without a public name; a PyTorch that calls them otherwise computes as if they were off, and
+    # the look at the model decides.
+    active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    level = getattr(torch.autograd.forward_ad, "_current_level", -1)
+    return torch.compiler.is_compiling() or (active is not None and active()) or level >= 0
 
 
-def _applied(backward: Any, arguments: tuple[Any, ...]) -> _Parts:
-    """A backward pass; as a part of the graph only where there is one, which costs a little."""
-    parts: _Parts = (backward.apply if torch.is_grad_enabled() else backward.forward)(*arguments)
-    return parts
+def _real(*tensors: Tensor | None) -> bool:
+    return all(tensor is None or tensor.is_floating_point() for tensor in tensors)
 
 
 # -- convolution -----------------------------------------------------------------------------------
 
 
-def _is_plain_convolution(layer: nn.Module) -> bool:
-    return any(
-        isinstance(layer, kind)
-        and type(layer).forward is kind.forward
-        and type(layer)._conv_forward is kind._conv_forward
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
-        for kind in _CONVOLUTIONS
-    )
-
-
 class _Geometry(NamedTuple):
-    """How a layer convolves, as ``torch.ops.aten.convolution`` wants it."""
+    """How a layer convolves, as ``torch.convolution`` wants it."""
 
     stride: list[int]
     padding: list[int]
@@ -118,14 +112,26 @@ class _Geometry(NamedTuple):
         return parts
 
 
-def _convolve(layer: Any, x: Tensor) -> Tensor:
-    if x.ndim != layer.weight.ndim:  # one image without a batch
-        return type(layer).forward(layer, x)  # type: ignore[no-any-return]
-    geometry = _Geometry(
-        list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups
-    )
+def _convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    alone = input.ndim != weight.ndim  # one image without a batch
+    if alone or isinstance(padding, str) or not _real(input, weight, bias):
+        return None
+
+    def each(numbers: int | Sequence[int]) -> list[int]:
+        several = [numbers] if isinstance(numbers, int) else list(numbers)
+        return several * (weight.ndim - 2) if len(several) == 1 else several
+
+    geometry = _Geometry(each(stride), each(padding), each(dilation), groups)
     y: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
-        x, layer.weight, layer.bias, geometry
+        input, weight, bias, geometry
     )
     return y
 
@@ -133,39 +139,37 @@ def _convolve(layer: Any, x: Tensor) -> Tensor:
 class _Convolution(torch.autograd.Function):
     """y = w ∗ x + b."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.geometry = geometry
         return geometry.forward(x, w, b)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, w, _, ctx.geometry = inputs
-        ctx.save_for_backward(x, w)
-
-    @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        arguments = (g, *ctx.saved_tensors, tuple(ctx.needs_input_grad[:3]), ctx.geometry)
-        return *_applied(_ConvolutionBackward, arguments), None
+        wanted = tuple(ctx.needs_input_grad[:3])
+        parts = _ConvolutionBackward.apply(  # type: ignore[no-untyped-call]
+            g, *ctx.saved_tensors, wanted, ctx.geometry
+        )
+        return *parts, None
 
 
 class _ConvolutionBackward(torch.autograd.Function):
     """B(ȳ; x, w) of a convolution."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
-        g: Tensor, x: Tensor, w: Tensor, wanted: tuple[bool, bool, bool], geometry: _Geometry
+        ctx: Any,
+        g: Tensor,
+        x: Tensor,
+        w: Tensor,
+        wanted: tuple[bool, bool, bool],
+        geometry: _Geometry,
     ) -> _Parts:
-        return geometry.backward(g, x, w, wanted)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        g, x, w, _, ctx.geometry = inputs
         ctx.save_for_backward(g, x, w)
         ctx.set_materialize_grads(False)
+        ctx.geometry = geometry
+        return geometry.backward(g, x, w, wanted)
 
     @staticmethod
     def backward(
@@ -192,51 +196,52 @@ class _ConvolutionBackward(torch.autograd.Function):
 # -- batch norm ------------------------------------------------------------------------------------
 
 
-def _normalise(layer: Any, x: Tensor) -> Tensor:
-    lone = x.ndim < 2 or x.numel() <= x.shape[1]  # PyTorch's own has the words for it
-    if layer.running_mean is not None or not layer.training or lone:
-        return type(layer).forward(layer, x)  # type: ignore[no-any-return]
-    layer._check_input_dim(x)
+def _normalise(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    own = training and running_mean is None and running_var is None
+    lone = input.ndim < 2 or input.numel() <= input.shape[1]  # PyTorch has the words for it
+    if lone or not own or not _real(input, weight, bias):
+        return None
     y: Tensor = _BatchNorm.apply(  # type: ignore[no-untyped-call]
-        x, layer.weight, layer.bias, layer.eps
-    )[0]
+        input, weight, bias, eps
+    )
     return y
 
 
 class _BatchNorm(torch.autograd.Function):
-    """y = w x̂ + b with the batch's statistics, and with it μ and i."""
-
-    generate_vmap_rule = True
+    """y = w x̂ + b with the batch's statistics."""
 
     @staticmethod
-    def forward(
-        x: Tensor, w: Tensor | None, b: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        parts: tuple[Tensor, Tensor, Tensor] = torch.native_batch_norm(
-            x, w, b, None, None, True, 0.0, eps
-        )
-        return parts
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        x, w, _, ctx.eps = inputs
-        _, mean, scale = output
-        ctx.mark_non_differentiable(mean, scale)
+    def forward(ctx: Any, x: Tensor, w: Tensor | None, b: Tensor | None, eps: float) -> Tensor:
+        y: Tensor
+        y, mean, scale = torch.native_batch_norm(x, w, b, None, None, True, 0.0, eps)
         ctx.save_for_backward(x, w, mean, scale)
+        ctx.eps = eps
+        return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        arguments = (g, *ctx.saved_tensors, tuple(ctx.needs_input_grad[:3]), ctx.eps)
-        return *_applied(_BatchNormBackward, arguments), None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = tuple(ctx.needs_input_grad[:3])
+        parts = _BatchNormBackward.apply(  # type: ignore[no-untyped-call]
+            g, *ctx.saved_tensors, wanted, ctx.eps
+        )
+        return *parts, None
 
 
 class _BatchNormBackward(torch.autograd.Function):
     """B(ȳ; x, w) of a batch norm; μ and i are functions of x, and counted as such."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
+        ctx: Any,
         g: Tensor,
         x: Tensor,
         w: Tensor | None,
@@ -245,16 +250,13 @@ class _BatchNormBackward(torch.autograd.Function):
         wanted: tuple[bool, bool, bool],
         eps: float,
     ) -> _Parts:
+        ctx.save_for_backward(g, x, w, mean, scale)
+        ctx.set_materialize_grads(False)
+        ctx.eps = eps
         parts: _Parts = torch.ops.aten.native_batch_norm_backward.default(
             g, x, w, None, None, mean, scale, True, eps, wanted
         )
         return parts
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        g, x, w, mean, scale, _, ctx.eps = inputs
-        ctx.save_for_backward(g, x, w, mean, scale)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(
@@ -314,14 +316,23 @@ class _BatchNormBackward(torch.autograd.Function):
         return by_g, by_x, by_w, None, None, None, None
 
 
+_FAST: dict[Any, Callable[..., Tensor | None]] = {
+    torch.conv1d: _convolve,
+    torch.conv2d: _convolve,
+    torch.conv3d: _convolve,
+    F.batch_norm: _normalise,
+}
+
+
 # -- norms whose third derivatives are needed ------------------------------------------------------
 
 
 class ElementaryNorms(TorchFunctionMode):
-    """While this lasts, norms are made of sums and products, right to differentiate at any order.
+    """While this lasts, layer, instance and batch norm are made of sums and products.
 
-    That holds for passes made inside the block and everything derived from them there. Such passes
-    are slower, and differ from the others by rounding.
+    So they are right to differentiate at any order, at the price of more passes through memory.
+    Norms in scripted modules, and those called by other names than ``torch.nn.functional``'s and
+    ``torch.layer_norm``, stay as they are.
     """
 
     def __torch_function__(
@@ -343,19 +354,19 @@ def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequen
 
 
 def _layer_norm(
-    x: Tensor,
+    input: Tensor,
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    *_: Any,
+    cudnn_enable: bool = True,
 ) -> Tensor:
-    dims = range(-len(normalized_shape), 0)
-    return _scaled(_standardised(x, list(dims), eps), weight, bias, normalized_shape)
+    dims = list(range(-len(normalized_shape), 0))
+    return _scaled(_standardised(input, dims, eps), weight, bias, normalized_shape)
 
 
 def _instance_norm(
-    x: Tensor,
+    input: Tensor,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
     weight: Tensor | None = None,
@@ -366,14 +377,15 @@ def _instance_norm(
 ) -> Tensor:
     if not use_input_stats:  # linear in x
         return F.instance_norm(
-            x, running_mean, running_var, weight, bias, False, momentum=momentum, eps=eps
+            input, running_mean, running_var, weight, bias, False, momentum=momentum, eps=eps
         )
-    channels = [1, -1, *[1] * (x.ndim - 2)]
-    return _scaled(_standardised(x, list(range(2, x.ndim)), eps), weight, bias, channels)
+    channels = [1, -1, *[1] * (input.ndim - 2)]
+    dims = list(range(2, input.ndim))
+    return _scaled(_standardised(input, dims, eps), weight, bias, channels)
 
 
 def _batch_norm(
-    x: Tensor,
+    input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
@@ -382,10 +394,11 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if not training:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
-    channels = [1, -1, *[1] * (x.ndim - 2)]
-    return _scaled(_standardised(x, [0, *range(2, x.ndim)], eps), weight, bias, channels)
+    if not training:  # linear in x
+        return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
+    channels = [1, -1, *[1] * (input.ndim - 2)]
+    dims = [0, *range(2, input.ndim)]
+    return _scaled(_standardised(input, dims, eps), weight, bias, channels)
 
 
 _ELEMENTARY: dict[Any, Callable[..., Tensor]] = {

@@ -70,6 +70,7 @@ class SharpnessTracker:
     """The k largest Hessian eigenvalues along training, each search started from an earlier one.
 
     Attributes:
+        objective: whose Hessian.
         k: how many eigenvalues are tracked now.
         max_k: how many are reported; those beyond k as NaN.
         last: the last `EigenResult`, or ``None``; with several runs, a list of them.
@@ -132,7 +133,7 @@ class SharpnessTracker:
             "max_products": max_products,
             "seed": seed,
         }
-        self._objective = objective
+        self.objective = objective
         self.k = min(k, objective.num_parameters)
         self.max_k = min(max_k or k, objective.num_parameters)
         self._grow_above = torch.inf if grow_above is None else grow_above
@@ -166,9 +167,9 @@ class SharpnessTracker:
         self, theta: Tensor, hessian: Hessian | QuadraticHessian | None = None
     ) -> EigenResult | list[EigenResult]:
         """Measure at θ; the result, or one for each run, is kept in `last`."""
-        theta = a_tensor("theta", theta).detach().to(self._objective.device)
+        theta = a_tensor("theta", theta).detach().to(self.objective.device)
         points = theta[None] if theta.ndim == 1 else theta
-        operator = hessian or self._objective.hessian(theta)
+        operator = hessian or self.objective.hessian(theta)
         if len(self._memories) != len(points):
             self._memories = [[] for _ in points]
         before = operator.num_products
@@ -194,7 +195,7 @@ class SharpnessTracker:
             # At the largest step sizes this is the rule. The other runs have what they need, so
             # they take no part: another gradient is less than a dozen products.
             apart = len(lost) < len(results)
-            part = self._objective.hessian(theta[lost]) if apart else operator
+            part = self.objective.hessian(theta[lost]) if apart else operator
             for run, result in zip(lost, self._search_from_random(part), strict=True):
                 starts[run], results[run] = None, result
             self.num_products += part.num_products if apart else 0
@@ -237,7 +238,7 @@ class SharpnessTracker:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as the tracker went on whose state this is."""
-        device = self._objective.device
+        device = self.objective.device
 
         def result(stored: Mapping[str, Any]) -> EigenResult:
             placed = {name: stored[name].to(device) for name in ("vectors", "subspace")}

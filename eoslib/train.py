@@ -118,7 +118,9 @@ def train(
         rule: the optimizer.
         num_steps: updates to make, ≥ 1; steps 0..num_steps are measured.
         theta: where to start, ``(P,)``, on any device.
-        sharpness: the tracker; default tracks one eigenvalue to a relative accuracy of 1e-3.
+        sharpness: the tracker; default tracks one eigenvalue to a relative accuracy of 1e-3. It
+            measures its own objective, which may be another one (of fewer examples, say) than the
+            one that is trained.
             Recorded as ``sharpness`` ``(m,)``, and also as ``eigenvalues`` ``(m, k)`` if it
             reports several.
         sharpness_schedule: when to measure it; default every 5 steps.
@@ -401,7 +403,8 @@ class _Loop:
                 active = self._keep(active, going)
                 continue
             if due:
-                eigenvalues = _unstacked(self.tracker(points, hessian), 1)
+                own = self.tracker.objective is self.objective
+                eigenvalues = _unstacked(self.tracker(points, hessian if own else None), 1)
                 for progress, row in zip(active, eigenvalues, strict=True):
                     progress.record.add("sharpness", step, row[0])
                     if self.tracker.max_k > 1:

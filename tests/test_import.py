@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "eoslib"
 #: A module may import those named before it (and nothing of its own row).
 LAYERS = [
     ["_arguments", "_names"],
-    ["numerics", "palette", "linear_chain", "linops", "checks", "progress"],
+    ["numerics", "palette", "linear_chain", "linops", "checks"],
+    ["progress", "second_derivatives"],
     ["downloads"],
     ["cifar10", "wikitext2", "prose"],
     ["losses", "data", "convolutional", "transformer"],

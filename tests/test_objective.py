@@ -782,12 +782,22 @@ class TestRefusals:
             def forward(self, x):
                 return Result(logits=super().forward(x))
 
-        with pytest.raises(ValueError, match=r"returned Result, expected one tensor.*pass output="):
+        with pytest.raises(
+            ValueError, match=r"returned Result, expected one tensor.*output=.*result\['logits'\]"
+        ):
             Objective(Wrapped(1, 1), self.data.inputs, self.data.targets)
         wrapped = Objective(
             Wrapped(1, 1), self.data.inputs, self.data.targets, output=lambda r: r["logits"]
         )
         assert torch.isfinite(wrapped.gradient(wrapped.initial_point)).all()
+
+    def test_a_model_that_returns_several_tensors(self):
+        class Several(nn.Linear):
+            def forward(self, x):
+                return super().forward(x), x
+
+        with pytest.raises(ValueError, match=r"returned tuple.*output=lambda result: result\[0\]"):
+            Objective(Several(1, 1), self.data.inputs, self.data.targets)
 
     def test_a_bad_label_in_a_later_chunk(self):
         data = digits(20)

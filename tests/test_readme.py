@@ -12,12 +12,15 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_example_runs_and_saves_what_it_says(tmp_path, monkeypatch, capsys):
+def test_the_examples_run_and_save_what_they_say(tmp_path, monkeypatch, capsys):
     mpl.use("Agg")
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(code.strip().splitlines()) <= 12
+    one_line, training = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(one_line.strip().splitlines()) <= 6
+    assert len(training.strip().splitlines()) <= 12
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(one_line, "README.md", "exec"), {})
+    assert float(capsys.readouterr().out) > 0
+    exec(compile(training, "README.md", "exec"), {})
     assert re.search(r"threshold 5\.0 \| sharpness \d", capsys.readouterr().out)
     assert {path.name for path in tmp_path.iterdir()} == {"run.npz", "run.png"}
 

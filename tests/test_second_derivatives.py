@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import pickle
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from eoslib import Objective, build
-from eoslib.second_derivatives import _Convolution, is_ours, with_fast_second_derivatives
+from eoslib.second_derivatives import FastSecondDerivatives, _Convolution
 
 DEVICES = [
     "cpu",
@@ -68,23 +68,28 @@ def derivatives(model: nn.Module, x: Tensor) -> list[Tensor]:
     return results
 
 
-def ours_in(model: nn.Module, x: Tensor) -> int:
-    """How many of our nodes the graph of the outputs has."""
-    waiting, seen, count = [model(x).grad_fn], set(), 0
+def nodes(outputs: Tensor) -> set[str]:
+    """The names of our nodes in the graph of the outputs."""
+    waiting, seen, names = [outputs.grad_fn], set(), set()
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            count += is_ours(node)
+            names.add(type(node).__name__)
             waiting.extend(after for after, _ in node.next_functions)
-    return count
+    return names & {"_ConvolutionBackward", "_BatchNormBackward"}
+
+
+def fast_in(model: nn.Module, x: Tensor) -> set[str]:
+    with FastSecondDerivatives():
+        return nodes(model(x))
 
 
 def agree(model: nn.Module, x: Tensor) -> None:
-    other = copy.deepcopy(model)
-    with_fast_second_derivatives(other)
-    assert ours_in(other, x) == 2 and ours_in(model, x) == 0
-    for want, got in zip(derivatives(model, x), derivatives(other, x), strict=True):
+    assert fast_in(model, x) == {"_ConvolutionBackward"} and not nodes(model(x))
+    with FastSecondDerivatives():
+        fast = derivatives(model, x)
+    for want, got in zip(derivatives(model, x), fast, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
@@ -119,74 +124,129 @@ def test_several_points_at_once():
         torch.testing.assert_close(got, objective.hvp(point, vector), rtol=1e-10, atol=1e-12)
 
 
-def test_an_objective_uses_them_and_leaves_the_given_model_alone(monkeypatch):
-    model = network()
-    calls = []
-    apply = _Convolution.apply
-    monkeypatch.setattr(_Convolution, "apply", lambda *args: calls.append(1) or apply(*args))
-    objective = Objective(model, images(), torch.zeros(5, 4))
-    calls.clear()
-    objective.value(objective.initial_point)
-    assert len(calls) == 2
-    model.float()(images().float())
-    objective.module_at(objective.initial_point).double()(images())
-    assert len(calls) == 2
+@pytest.mark.parametrize(
+    ("layer", "call"),
+    [
+        (nn.Conv2d(4, 6, 3, padding="same"), None),
+        (nn.Conv2d(4, 6, 3, dtype=torch.complex128), None),
+        (nn.ConvTranspose2d(4, 6, 3), None),
+        (nn.BatchNorm2d(4), None),
+        (nn.BatchNorm2d(4).eval(), None),
+        (nn.Conv2d(4, 6, 3), lambda layer, x: layer(x[0])),
+        (nn.Conv2d(4, 6, 3), lambda layer, x: torch.vmap(lambda z: layer(z[None])[0])(x)),
+        (nn.Conv2d(4, 6, 3), lambda layer, x: torch.func.jvp(layer, (x,), (x,))[1]),
+    ],
+    ids=[
+        *("padding by name", "complex", "transposed", "running statistics", "eval"),
+        *("one image", "vmap", "jvp"),
+    ],
+)
+def test_what_is_left_to_pytorch(layer, call):
+    layer = layer if layer.weight.is_complex() else layer.double()
+    x = images().to(layer.weight.dtype)
+    call = call or (lambda layer, x: layer(x))
+    want = call(copy.deepcopy(layer), x)
+    with FastSecondDerivatives():
+        got = call(layer, x)
+    assert not nodes(got) and torch.equal(got, want)
 
 
-def test_a_copy_computes_with_its_own_weights_and_can_be_pickled():
-    model = network()
-    with_fast_second_derivatives(model)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        before = other(images())
-        with torch.no_grad():
-            model[0].weight.mul_(2)
-        assert torch.equal(other(images()), before)
-        with torch.no_grad():
-            model[0].weight.div_(2)
-
-
-class _Doubled(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
-
-
-class _Hidden(nn.Conv2d):
+class _Circular(nn.Conv2d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return 2 * super()._conv_forward(x, weight, bias)
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias)
+
+
+def _replica(layer: nn.Module) -> nn.Module:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            other = self.layer._replicate_for_data_parallel()
+            other._parameters = {name: 3 * p for name, p in self.layer._parameters.items()}
+            return other(x)
+
+    return Model()
+
+
+def _surgery() -> nn.Module:
+    layer = nn.Conv2d(4, 6, 3, padding=1)
+    layer.stride, layer.padding, layer.dilation = 2, 1, 1
+    return layer
+
+
+class _Checkpointed(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.layers, x, use_reentrant=False)
 
 
 @pytest.mark.parametrize(
-    "layer",
+    "first",
     [
-        nn.Conv2d(4, 6, 3, padding="same"),
+        nn.Conv2d(4, 6, 3),
+        _Circular(4, 6, 3),
         nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
-        _Doubled(4, 6, 3),
-        _Hidden(4, 6, 3),
-        nn.ConvTranspose2d(4, 6, 3),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3)),
+        nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ELU(inplace=True)),
+        _replica(nn.Conv2d(4, 6, 3)),
+        _surgery(),
+        _Checkpointed(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Tanh()),
     ],
-    ids=["padding by name", "circular", "own forward", "own pass", "transposed"],
+    ids=[
+        *("plain", "own pass", "circular", "weight norm", "batch norm and in place"),
+        *("replica", "surgery", "checkpoint"),
+    ],
 )
-def test_other_layers_are_left_alone(layer):
-    layer = layer.double()
-    want = layer(images())
-    with_fast_second_derivatives(layer)
-    assert ours_in(layer, images()) == 0
-    assert torch.equal(layer(images()), want)
+def test_products_of_an_objective_are_differences_of_gradients(first):
+    torch.manual_seed(0)
+    model = nn.Sequential(first, nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 3))
+    x, targets = images(), torch.zeros(5, 3)
+    norm = any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
+    options = {"batch_norm": "full_batch"} if norm else {}
+    objective = Objective(model, x, targets, dtype="float64", **options)
+    assert objective.model._fast
+    theta = objective.initial_point
+    assert torch.equal(objective.hessian(theta).gradient, objective.gradient(theta))
+    v = torch.sin(torch.arange(len(theta), dtype=theta.dtype))
+    h = 1e-5
+    slope = (objective.gradient(theta + h * v) - objective.gradient(theta - h * v)) / (2 * h)
+    product = objective.hvp(theta, v)
+    torch.testing.assert_close(product, slope, rtol=1e-5, atol=1e-7)
+    if not isinstance(first, _Checkpointed):  # which knows one point at a time
+        both = objective.hvp(torch.stack([theta, theta]), torch.stack([v, v]))
+        torch.testing.assert_close(both[1], product, rtol=1e-9, atol=1e-11)
 
 
-def test_one_image_without_a_batch():
-    layer = nn.Conv2d(4, 6, 3).double()
-    want = layer(images()[0])
-    with_fast_second_derivatives(layer)
-    torch.testing.assert_close(layer(images()[0]), want)
+def test_fast_derivatives_are_used_for_products_only_and_only_where_they_agree(monkeypatch):
+    used = []
+    enter = FastSecondDerivatives.__enter__
+    monkeypatch.setattr(FastSecondDerivatives, "__enter__", lambda m: used.append(1) or enter(m))
+    objective = Objective(network(), images(), torch.zeros(5, 4), dtype="float64")
+    assert used
+    used.clear()
+    theta = objective.initial_point
+    objective.value_and_gradient(theta)
+    objective.outputs(theta)
+    assert not used
+    want = objective.hvp(theta, theta)
+    assert used
+    wrong = _Convolution.backward
+    monkeypatch.setattr(
+        _Convolution, "backward", staticmethod(lambda ctx, g: wrong(ctx, g * g.detach().cos()))
+    )
+    careful = Objective(network(), images(), torch.zeros(5, 4), dtype="float64")
+    assert not careful.model._fast
+    torch.testing.assert_close(careful.hvp(theta, theta), want)
 
 
-def test_a_parametrized_layer_computes_with_what_its_parameter_stands_for():
-    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3)).double()
-    want = layer(images())
-    with_fast_second_derivatives(layer)
-    assert ours_in(layer, images()) == 1
-    torch.testing.assert_close(layer(images()), want)
+def test_a_network_without_such_layers_is_not_tried():
+    objective = Objective(nn.Linear(3, 2), torch.ones(4, 3), torch.zeros(4, 2))
+    assert objective.model._fast is False
 
 
 class _Elementary(nn.Module):
@@ -231,20 +291,12 @@ def test_derivatives_of_batch_norm_up_to_the_third(layer, shape, frozen, device)
             getattr(layer, frozen).requires_grad_(False)
     x = torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
     want = derivatives(nn.Sequential(_Elementary(layer), nn.Tanh()), x.clone())
-    other = nn.Sequential(copy.deepcopy(layer), nn.Tanh())
-    with_fast_second_derivatives(other)
-    assert ours_in(other, x.clone().requires_grad_()) == 1
-    for exact, got in zip(want, derivatives(other, x.clone()), strict=True):
+    other = nn.Sequential(layer, nn.Tanh())
+    assert fast_in(other, x.clone().requires_grad_()) == {"_BatchNormBackward"}
+    with FastSecondDerivatives():
+        fast = derivatives(other, x.clone())
+    for exact, got in zip(want, fast, strict=True):
         torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-11)
-
-
-def test_batch_norm_with_running_statistics_is_pytorchs():
-    layer = nn.BatchNorm2d(4).double()
-    with_fast_second_derivatives(layer)
-    before = layer.running_mean.clone()
-    assert ours_in(layer, images()) == 0 and not torch.equal(layer.running_mean, before)
-    layer.eval()
-    assert ours_in(layer, images()) == 0
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (4,), (3, 4, 2)])
@@ -254,8 +306,7 @@ def test_batch_norm_refuses_in_pytorchs_words(shape):
         layer = nn.BatchNorm1d(4, track_running_stats=False)
     with pytest.raises(ValueError) as given:
         layer(torch.ones(shape))
-    with_fast_second_derivatives(layer)
-    with pytest.raises(ValueError) as got:
+    with FastSecondDerivatives(), pytest.raises(ValueError) as got:
         layer(torch.ones(shape))
     assert str(got.value) == str(given.value)
 
@@ -286,12 +337,13 @@ class _Between(nn.Module):
         (nn.TransformerEncoderLayer(4, 2, 8, 0.0, "gelu", batch_first=True), (5, 4), {}),
         (lambda x: F.layer_norm(x, (6,)), (6,), {}),
         (lambda x: torch.layer_norm(x, (6,)), (6,), {}),
+        (lambda x: torch.layer_norm(input=x, normalized_shape=(6,), cudnn_enable=False), (6,), {}),
         (lambda x: F.instance_norm(x), (3, 4), {}),
     ],
     ids=[
         *("batch norm", "with running statistics", "layer norm", "over two dimensions"),
         *("instance norm", "of images", "group norm", "Transformer"),
-        *("F.layer_norm", "torch.layer_norm", "F.instance_norm"),
+        *("F.layer_norm", "torch.layer_norm", "by keywords", "F.instance_norm"),
     ],
 )
 def test_third_derivatives_of_norms_are_differences_of_products(between, shape, options):
@@ -308,6 +360,14 @@ def test_third_derivatives_of_norms_are_differences_of_products(between, shape, 
     assert float(objective.third_derivative(theta, u, v) @ w) == pytest.approx(
         float(u @ slope), rel=1e-5
     )
+
+
+def test_a_norm_inside_a_checkpoint_has_no_third_derivative():
+    model = nn.Sequential(_Checkpointed(nn.Linear(3, 4), nn.LayerNorm(4)), nn.Linear(4, 1))
+    objective = Objective(model, torch.ones(5, 3), torch.zeros(5, 1), dtype="float64")
+    theta = objective.initial_point
+    with pytest.raises(ValueError, match="norm inside an activation checkpoint"):
+        objective.third_derivative(theta, theta)
 
 
 def test_third_derivative_of_a_convolutional_network_with_batch_norm():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 from torch import nn
 
 from eoslib import (
     GradientDescent,
+    InverseSharpness,
     Measurement,
     Minibatches,
     Objective,
@@ -27,6 +29,7 @@ from eoslib import (
     train_together,
 )
 from eoslib.measure import as_loss
+from eoslib.plotting import plot_runs
 
 DOUBLE = torch.float64
 
@@ -413,3 +416,47 @@ def test_a_start_is_brought_to_the_objectives_dtype_and_has_its_shape():
         arguments = (GradientDescent(0.1),) if follow is train else ()
         with pytest.raises(ValueError, match=r"expected theta of shape \(13,\), got \(1, 13\)"):
             follow(objective, *arguments, theta=start[None], **rest)
+
+
+@pytest.mark.parametrize("value", [None, "x", ["x", 1.0]])
+def test_a_measurement_that_gives_no_number_is_refused(value):
+    broken = Measurement("forgotten", lambda theta: value, every(1))
+    with pytest.raises(ValueError, match=r"'forgotten' gave .* at step 0, expected a number"):
+        train(small(), GradientDescent(0.1), num_steps=2, measurements=[broken])
+
+
+@pytest.mark.parametrize("method", ["gradient descent", "gradient flow", "two at once"])
+def test_a_tracker_measures_its_own_objective(method):
+    objective = small()
+    part = Objective.from_dataset(build("fc-tanh", 64, 10, widths=(8,)), digits(10), dtype=DOUBLE)
+    tracker = SharpnessTracker(part, rtol=1e-6)
+    assert tracker.objective is part
+    if method == "gradient flow":
+        run = gradient_flow(objective, duration=0.2, tick=0.1, sharpness=tracker)
+    else:
+        rules = [GradientDescent(0.1)] * (2 if method == "two at once" else 1)
+        run = train_together(objective, rules, num_steps=1, sharpness=tracker)[-1]
+    want = float(SharpnessTracker(part, rtol=1e-6)(objective.initial_point)[0])
+    of_all = float(SharpnessTracker(objective, rtol=1e-6)(objective.initial_point)[0])
+    assert run.sharpness.values[0] == pytest.approx(want, rel=1e-5)
+    assert want != pytest.approx(of_all, rel=0.05)
+
+
+def test_a_tracker_of_another_size_is_refused():
+    other = quadratic(1.0)
+    with pytest.raises(ValueError, match="shape"):
+        train(small(), GradientDescent(0.1), num_steps=1, sharpness=SharpnessTracker(other))
+
+
+def test_a_rule_without_a_step_size_of_its_own_can_be_told_and_drawn():
+    tracker = SharpnessTracker(small())
+    run = train(
+        tracker.objective, InverseSharpness(tracker), num_steps=3, sharpness=tracker,
+        sharpness_schedule=every(1),
+    )  # fmt: skip
+    assert "nan" not in run.describe() and run.describe().startswith("completed at step 3: sharp")
+    pyplot.close(run.plot())
+    both = plot_runs([run, train(small(), GradientDescent(0.1), num_steps=3)])
+    labels = [text.get_text() for text in both.axes[0].get_legend().get_texts()]
+    assert labels == ["inverse-sharpness", "η = 0.1"]
+    pyplot.close(both)
