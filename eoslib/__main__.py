@@ -109,6 +109,10 @@ def _experiments(given: argparse.Namespace) -> list[Experiment]:
 def _chosen(given: argparse.Namespace) -> dict[str, Any]:
     options = dict(given.option)
     if given.widths is not None:
+        if "widths" in options:
+            raise ValueError(
+                "--widths and --option widths=… are the same setting; give one of them"
+            )
         options["widths"] = given.widths
     return {
         "dataset": given.dataset,

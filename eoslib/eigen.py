@@ -81,8 +81,8 @@ _SAFETY = 4.0
 #: hundred, an eigenvalue 1e5 times smaller than one of the other sign was wrong in its own sign.)
 _ROUNDING = 10
 
-#: A vector that keeps this share of its length is orthogonal to what was taken away, to rounding.
-_LITTLE = 0.7
+#: Where a pass of Gram and Schmidt leaves this share of a vector's length, one pass is enough.
+_ENOUGH = 0.7
 
 #: Ritz vectors that a result holds beyond those asked for, at most.
 _SPARE = 3
@@ -438,9 +438,9 @@ class _Search:
                 vectors, lengths = self._normalised(self._without_basis(vectors))
                 left = lengths.cpu().numpy()
                 share *= left
-                if (left[running] > _LITTLE).all():
+                if (left[running] > _ENOUGH).all():
                     break
-            empty = [run for run in running if not (share[run] > smallest and left[run] > _LITTLE)]
+            empty = [run for run in running if not (share[run] > smallest and left[run] > _ENOUGH)]
             if not empty:
                 return vectors
             for run in empty:  # nothing but rounding was left

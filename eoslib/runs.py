@@ -193,10 +193,10 @@ class Run:
         ratio, crossing = self.sharpness_ratio, self.crossing
         if crossing is None:
             line = self._thresholds(ratio.steps)[-1]
-            now = f"sharpness {self.sharpness.values[-1]:.3g}, threshold {line:.3g}"
+            now = f"sharpness {self.sharpness.values[-1]:.3g}"
             if not np.isfinite(line):  # a rule without a threshold of its own
-                now = now.partition(",")[0]
                 return f"{self.outcome.status} at step {self.outcome.step:,}: {now}"
+            now += f", threshold {line:.3g}"
             if self.outcome.status == "goal reached":
                 return f"solved before reaching the edge: {now}"
             late = ratio.values[len(ratio) // 2 :]
@@ -291,8 +291,10 @@ class Run:
                 return cls._assembled(header, arrays)
         except _UNREADABLE as error:
             size = file.seek(0, os.SEEK_END)
+            # NumPy takes whatever it does not know for a pickle, and says how to trust it.
+            reason = "no .npz file" if "pickled (object) data" in str(error) else error
             raise RunFileError(
-                f"{name} ({size} bytes) is not a readable run: {error}. Expected a .npz file "
+                f"{name} ({size} bytes) is not a readable run: {reason}. Expected a .npz file "
                 "written by Run.save; if it was copied or downloaded, fetch it again"
             ) from error
         raise RunFileError(

@@ -189,6 +189,8 @@ def problems(store: str | os.PathLike[str]) -> list[str]:
         index = json.loads((root / _INDEX).read_text(encoding="utf-8"))
         if not isinstance(index, dict) or not all(isinstance(v, dict) for v in index.values()):
             raise ValueError("it does not map names to entries")
+    except FileNotFoundError:
+        return [f"there is no {root / _INDEX}: a store is filled with runs --add, which writes it"]
     except (OSError, ValueError) as error:
         return [f"{root / _INDEX} cannot be read: {error}"]
     found, files = [], {path.relative_to(root).as_posix(): path for path in _files(root)}

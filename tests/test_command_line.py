@@ -169,6 +169,7 @@ def test_settings_from_a_file(tmp_path, capsys):
         ("reproduce chebyshev-4 --lr 0", "must be finite and above 0"),
         ("reproduce fig4 --data no/such/file", "there is no no/such/file, which --data names"),
         ("runs no/such/folder", "there is no folder"),
+        (f"{TRAIN} --lr 1 --option widths=5", "are the same setting"),
         ("train --settings no/such/file", "No such file"),
         ("train --settings x.json --seed 0 --steps 5", "leave out what sets num_steps, seed"),
         ("train --settings x.json --lr 0.1 --option a=1", "sets architecture_options, lr, or"),

@@ -96,6 +96,10 @@ def test_files_that_are_something_else(tmp_path):
     np.savez(other, x=np.ones(3))
     with pytest.raises(RunFileError, match="not a readable run"):
         Run.load(other)
+    picture = tmp_path / "run.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    with pytest.raises(RunFileError, match=r"is not a readable run: no \.npz file\. Expected"):
+        Run.load(picture)
     pickled = tmp_path / "pickled.npz"
     np.savez(pickled, header=np.array([{}], dtype=object))
     with pytest.raises(RunFileError, match="not a readable run"):

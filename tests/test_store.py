@@ -100,8 +100,10 @@ def test_missing_unknown_and_edited_entries_are_found(kept):
     assert "copy.npz: its settings are those of" in found
     assert f"{third.name}: the index says other things of it" in found
     assert second.name not in found.replace(f"those of {second.stem}", "")
-    (kept / "index.json").unlink()
+    (kept / "index.json").write_text("[", encoding="utf-8")
     assert "cannot be read" in store.problems(kept)[0]
+    (kept / "index.json").unlink()
+    assert "filled with runs --add" in store.problems(kept)[0]
 
 
 @pytest.mark.parametrize(
