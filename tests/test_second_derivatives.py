@@ -176,6 +176,18 @@ def _surgery() -> nn.Module:
     return layer
 
 
+def _redraw(model: nn.Module) -> None:
+    """Weights that follow from the seed: those of the parameters of tests are drawn at import."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape))
+
+
+class _InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh_()
+
+
 class _Checkpointed(nn.Module):
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -192,7 +204,7 @@ class _Checkpointed(nn.Module):
         _Circular(4, 6, 3),
         nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"),
         nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 6, 3)),
-        nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ELU(inplace=True)),
+        nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), _InPlace()),
         _replica(nn.Conv2d(4, 6, 3)),
         _surgery(),
         _Checkpointed(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Tanh()),
@@ -205,6 +217,7 @@ class _Checkpointed(nn.Module):
 def test_products_of_an_objective_are_differences_of_gradients(first):
     torch.manual_seed(0)
     model = nn.Sequential(first, nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 3))
+    _redraw(model)
     x, targets = images(), torch.zeros(5, 3)
     norm = any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
     options = {"batch_norm": "full_batch"} if norm else {}
@@ -350,6 +363,7 @@ def test_third_derivatives_of_norms_are_differences_of_products(between, shape, 
     # PyTorch's own are wrong by a tenth: its second derivatives take mean and scale for constants.
     torch.manual_seed(0)
     model = _Between(between, shape)
+    _redraw(model)
     x = torch.randn(9, 3, dtype=torch.float64)
     targets = torch.zeros(9, torch.Size(shape).numel())
     objective = Objective(model, x, targets, dtype="float64", **options)
