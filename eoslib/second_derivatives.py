@@ -77,6 +77,11 @@ def _transformed() -> bool:
     return torch.compiler.is_compiling() or (active is not None and active()) or level >= 0
 
 
+def _applied(function: Any, *arguments: Any) -> Any:
+    """A function of autograd at its arguments; PyTorch gives ``apply`` no types."""
+    return function.apply(*arguments)
+
+
 def _real(*tensors: Tensor | None) -> bool:
     return all(tensor is None or tensor.is_floating_point() for tensor in tensors)
 
@@ -130,9 +135,7 @@ def _convolve(
         return several * (weight.ndim - 2) if len(several) == 1 else several
 
     geometry = _Geometry(each(stride), each(padding), each(dilation), groups)
-    y: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
-        input, weight, bias, geometry
-    )
+    y: Tensor = _applied(_Convolution, input, weight, bias, geometry)
     return y
 
 
@@ -148,9 +151,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         wanted = tuple(ctx.needs_input_grad[:3])
-        parts = _ConvolutionBackward.apply(  # type: ignore[no-untyped-call]
-            g, *ctx.saved_tensors, wanted, ctx.geometry
-        )
+        parts = _applied(_ConvolutionBackward, g, *ctx.saved_tensors, wanted, ctx.geometry)
         return *parts, None
 
 
@@ -210,9 +211,7 @@ def _normalise(
     lone = input.ndim < 2 or input.numel() <= input.shape[1]  # PyTorch has the words for it
     if lone or not own or not _real(input, weight, bias):
         return None
-    y: Tensor = _BatchNorm.apply(  # type: ignore[no-untyped-call]
-        input, weight, bias, eps
-    )
+    y: Tensor = _applied(_BatchNorm, input, weight, bias, eps)
     return y
 
 
@@ -230,9 +229,7 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         wanted = tuple(ctx.needs_input_grad[:3])
-        parts = _BatchNormBackward.apply(  # type: ignore[no-untyped-call]
-            g, *ctx.saved_tensors, wanted, ctx.eps
-        )
+        parts = _applied(_BatchNormBackward, g, *ctx.saved_tensors, wanted, ctx.eps)
         return *parts, None
 
 

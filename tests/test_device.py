@@ -43,7 +43,7 @@ from eoslib import (
 from eoslib.measure import as_loss
 from eoslib.quantities import QUANTITIES, Setting, quantity
 from eoslib.spectrum import hutchinson_trace, trace
-from tests.accelerator import DEVICE, There, accelerator
+from tests.accelerator import CUDA, DEVICE, There, accelerator
 
 
 def objective(device, loss="square", *, network="fc-tanh", **options):
@@ -51,18 +51,7 @@ def objective(device, loss="square", *, network="fc-tanh", **options):
     return Objective.from_dataset(model, digits(60), loss, device=device, **options)
 
 
-@pytest.fixture(
-    params=[
-        "pretended",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-            ],
-        ),
-    ]
-)
+@pytest.fixture(params=["pretended", CUDA])
 def same(request):
     """Asserts that what `compute` makes of an objective is the same here and there."""
 

@@ -12,17 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from eoslib import Objective, build
 from eoslib.second_derivatives import FastSecondDerivatives, _Convolution
+from tests.accelerator import CUDA
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-        ],
-    ),
-]
+DEVICES = ["cpu", CUDA]
 OPTIONS = {
     "plain": {},
     "strided": {"stride": 2, "padding": 1},
