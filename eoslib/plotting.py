@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eoslib.losses import get_loss
+from eoslib.losses import LOSSES
 from eoslib.palette import ACCENT, INK, MUTED, step_size_color
 from eoslib.runs import Run
 
@@ -57,25 +57,58 @@ def time_of(run: Run, steps: np.ndarray, axis: str) -> np.ndarray:
     """Map steps to the x axis: themselves, or time = steps × η (for gradient flow: × tick).
 
     Raises:
-        ValueError: the axis is neither ``"steps"`` nor ``"time"``, or the run is one of gradient
-            flow, which knows no steps, on an axis of steps.
+        ValueError: the axis is neither ``"steps"`` nor ``"time"``, or the run knows no steps
+            (gradient flow) or no step size of its own (`InverseSharpness`) and cannot be drawn
+            on it.
     """
     if axis not in ("steps", "time"):
         raise ValueError(f"axis must be 'steps' or 'time', got {axis!r}")
     if axis == "steps" and "tick" in run.settings:
         raise ValueError("gradient flow has no steps; draw it over time (axis='time')")
-    return steps * run.time_per_step if axis == "time" else steps
+    if axis == "steps":
+        return steps
+    if not math.isfinite(run.time_per_step):
+        raise ValueError(
+            f"a run of {run.settings['optimizer']} has no step size of its own to tell the time "
+            "by; draw it over steps (axis='steps')"
+        )
+    return run.time(steps)
 
 
 def draw_threshold(
-    ax: Axes, run: Run, color: str, *, name: str = "2/η", tint: bool = False
+    ax: Axes,
+    run: Run,
+    color: str,
+    *,
+    name: str = "2/η",
+    tint: bool = False,
+    axis: str = "steps",
 ) -> None:
-    """Draw the run's stability threshold, dashed, labelled at the right end."""
-    ax.axhline(run.threshold, color=color, linestyle=(0, (5, 3)), linewidth=1.1)
-    number = f"{run.threshold:.3g}" if run.threshold < 1000 else f"{run.threshold:,.0f}"
+    """Draw the run's stability threshold, dashed, labelled at the right end.
+
+    Where the step size changes the line has a step, and the label names the last threshold.
+    """
+    planned = run.settings.get("lr_changes", [])
+    changes = np.array([step for step, _ in planned if step < run.outcome.step], dtype=np.int64)
+    levels = run.thresholds(np.array([0, *changes]))
+    style: dict[str, Any] = {"color": color, "linestyle": (0, (5, 3)), "linewidth": 1.1}
+    # Far above any data; the limits are set from the data beforehand.
+    shade: dict[str, Any] = {"color": ACCENT["light"], "alpha": 0.06, "linewidth": 0}
+    last, top = float(levels[-1]), 1e9
+    if len(changes):
+        x = time_of(run, np.array([0, *np.repeat(changes, 2), run.outcome.step]), axis)
+        y = np.repeat(levels, 2)
+        ax.plot(x, y, **style)
+        if tint:
+            ax.fill_between(x, y, top, **shade)
+    else:
+        ax.axhline(last, **style)
+        if tint:
+            ax.axhspan(last, top, **shade)
+    number = f"{last:.3g}" if last < 1000 else f"{last:,.0f}"
     ax.annotate(
         f"{name} = {number}",
-        (1, run.threshold),
+        (1, last),
         xycoords=("axes fraction", "data"),
         xytext=(4, 0),
         textcoords="offset points",
@@ -84,9 +117,6 @@ def draw_threshold(
         fontsize=9,
         annotation_clip=False,
     )
-    if tint:
-        # Far above any data; the limits are set from the data beforehand.
-        ax.axhspan(run.threshold, 1e9, color=ACCENT["light"], alpha=0.06, linewidth=0)
 
 
 def plain_log_ticks(axis: Axis) -> None:
@@ -171,16 +201,23 @@ def plot_runs(
                 bottom.plot(x[-1], sharpness.values[-1], "x", color=ACCENT["light"], markersize=8)
         if sharpness_max is None:
             # An overshoot at the edge belongs in the picture; the explosion of a run does not.
-            tops = [min(run.sharpness.values.max(initial=0), 1.5 * run.threshold) for run in runs]
+            tops = [
+                np.fmin(of.values, 1.5 * run.thresholds(of.steps)).max(initial=0)
+                for run in runs
+                for of in [run.sharpness]
+            ]
             sharpness_max = 1.08 * max(tops) or 1.0
         bottom.set_ylim(0, sharpness_max)
         for run in ordered:
-            if run.threshold <= sharpness_max:
+            if run.thresholds(run["loss"].steps[-1:])[0] <= sharpness_max:
                 color = step_size_color(run.lr, low, high)
-                draw_threshold(bottom, run, color, name=threshold_name, tint=len(runs) == 1)
+                tint = len(runs) == 1
+                draw_threshold(bottom, run, color, name=threshold_name, tint=tint, axis=axis)
         top.set_yscale("log")
         plain_log_ticks(top.yaxis)
-        top.set_ylabel(f"{get_loss(runs[0].settings['loss']).label}\nlog axis")
+        name = runs[0].settings["loss"]
+        label = LOSSES[name].label if name in LOSSES else f"train loss ({name})"
+        top.set_ylabel(f"{label}\nlog axis")
         bottom.set_ylabel("sharpness")
         bottom.set_xlabel(
             "step" if axis == "steps" else "time τ" if not ordered else "time = steps × η"

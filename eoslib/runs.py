@@ -163,14 +163,23 @@ class Run:
     def sharpness_ratio(self) -> Series:
         """Sharpness divided by the threshold of the step size at that step: 1 is the edge."""
         sharpness = self.sharpness
-        return Series(sharpness.steps, sharpness.values / self._thresholds(sharpness.steps))
+        return Series(sharpness.steps, sharpness.values / self.thresholds(sharpness.steps))
 
-    def _thresholds(self, steps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def thresholds(self, steps: NDArray[Any]) -> NDArray[np.float64]:
         """The threshold at each of the steps; all are inversely proportional to the step size."""
         thresholds = np.full(len(steps), self.threshold)
         for begin, lr in self.settings.get("lr_changes", []):
             thresholds[steps >= begin] = self.threshold * self.lr / lr
         return thresholds
+
+    def time(self, steps: NDArray[Any]) -> NDArray[np.float64]:
+        """The time at each of the steps: the sum of the step sizes before it."""
+        rate = self.time_per_step
+        time = rate * np.asarray(steps, dtype=np.float64)
+        for begin, lr in self.settings.get("lr_changes", []):
+            time += (lr - rate) * np.maximum(steps - begin, 0)
+            rate = lr
+        return time
 
     @property
     def crossing(self) -> int | None:
@@ -192,7 +201,7 @@ class Run:
             )
         ratio, crossing = self.sharpness_ratio, self.crossing
         if crossing is None:
-            line = self._thresholds(ratio.steps)[-1]
+            line = self.thresholds(ratio.steps)[-1]
             now = f"sharpness {self.sharpness.values[-1]:.3g}"
             if not np.isfinite(line):  # a rule without a threshold of its own
                 return f"{self.outcome.status} at step {self.outcome.step:,}: {now}"
@@ -214,7 +223,24 @@ class Run:
             if not len(down):
                 return f"{start}above it at the end: sharpness {tail:.2f} × threshold"
             crossing = int(ratio.steps[down[0]])
-        return f"{start}at the edge since step {crossing:,}"
+        return f"{start}at the edge since step {self._at_edge_since(crossing):,}"
+
+    def _at_edge_since(self, crossing: int) -> int:
+        """The first crossing with the last step size, and after the last stretch below the line.
+
+        A stretch is five measurements, or a fiftieth of all, whose median is below 0.8.
+        """
+        ratio = self.sharpness_ratio.since(crossing)
+        again = max([0, *(begin for begin, _ in self.settings.get("lr_changes", []))])
+        length = max(5, len(self.sharpness) // 50)
+        if len(ratio) > length:
+            windows = np.lib.stride_tricks.sliding_window_view(ratio.values, length)
+            below = np.flatnonzero(np.median(windows, axis=1) < 0.8)
+            if len(below):
+                again = max(again, int(ratio.steps[below[-1] + length - 1]))
+        later = ratio.since(again)
+        above = np.flatnonzero(later.values >= 1)
+        return int(later.steps[above[0]]) if again > crossing and len(above) else crossing
 
     def plot(self, **options: Any) -> Any:
         """Loss above, sharpness and its threshold below; see `eoslib.plotting.plot_runs`."""

@@ -49,7 +49,7 @@ from eoslib.recorder import (
 from eoslib.runs import Outcome, Run
 from eoslib.taylor import TaylorQuadratic
 from eoslib.tracker import SharpnessTracker
-from eoslib.update_rules import UpdateRule
+from eoslib.update_rules import NoStepError, UpdateRule
 
 __all__ = ["Minibatches", "train", "train_together"]
 
@@ -353,11 +353,14 @@ class _Loop:
                 progress = active[index]
                 if step == self.num_steps:
                     progress.finish("completed", step, f"all {step:,} steps done")
-                else:
+                    continue
+                try:
                     progress.point, progress.state = progress.rule.step(
                         progress.point, gradients[index], progress.state
                     )
-            active = self._keep(active, going)
+                except NoStepError as error:
+                    progress.finish("stopped", step, f"{error} (at step {step})")
+            active = self._keep(active, [i for i in going if active[i].result is None])
             if not active:
                 return
 

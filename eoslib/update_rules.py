@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from eoslib._arguments import a_number, a_whole_number, shown
+from eoslib.eigen import EigenStatus
 
 if TYPE_CHECKING:
     from eoslib.tracker import SharpnessTracker
@@ -29,10 +30,15 @@ __all__ = [
     "GradientDescent",
     "InverseSharpness",
     "Nesterov",
+    "NoStepError",
     "Polyak",
     "StepSizeChanges",
     "UpdateRule",
 ]
+
+
+class NoStepError(ValueError):
+    """A rule has no next point from here; `eoslib.train` ends the run as "stopped"."""
 
 
 class UpdateRule(Protocol):
@@ -280,6 +286,7 @@ class InverseSharpness:
             step if the rule is to be followed to the letter.
 
     It has no step size of its own: ``lr`` is NaN, and so is ``threshold``, which is 2λ₁ throughout.
+    Where the sharpness was not found, or is not above zero, there is no step, and the run ends.
     """
 
     name = "inverse-sharpness"
@@ -308,13 +315,16 @@ class InverseSharpness:
         """θ − ∇L(θ)/λ₁.
 
         Raises:
-            ValueError: nothing was measured, several runs share the tracker, or the sharpness is
-                not positive.
+            ValueError: nothing was measured, or several runs share the tracker.
+            NoStepError: the sharpness was not found, or is not positive.
         """
         last = self.tracker.last
         if last is None or isinstance(last, list):
             raise ValueError("the rule η = 1/λ₁ needs a tracker of one run that has measured")
+        if last.status is not EigenStatus.CONVERGED:
+            # What is at hand is too small, and its step too large.
+            raise NoStepError(f"the rule η = 1/λ₁ needs the sharpness, but: {last.status.value}")
         sharpness = float(last.values[0])
         if not sharpness > 0:
-            raise ValueError(f"the rule η = 1/λ₁ has no step size at a sharpness of {sharpness:g}")
+            raise NoStepError(f"the rule η = 1/λ₁ has no step size at a sharpness of {sharpness:g}")
         return theta.sub(gradient, alpha=1 / sharpness), None

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eoslib import Objective, SymmetricOperator
+
+
+class SquaredWeight(nn.Module):
+    """f = w²x from w = 0.01: on targets far above there is only negative curvature at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.01], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """w²x."""
+        return x * self.weight**2
+
+
+def squared_weight(target: float = 20.0) -> Objective:
+    """½(w² − target)² on one example, whose gradient flow has a closed form (a logistic curve)."""
+    x, y = torch.ones(1, 1), torch.full((1, 1), target)
+    return Objective(SquaredWeight(), x, y, dtype=torch.float64)
 
 
 def dense_hessian(objective: Objective, theta: Tensor) -> Tensor:

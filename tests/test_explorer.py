@@ -131,6 +131,23 @@ def test_one_list_of_runs_has_no_groups() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr_changes": [[3, 0.2]]}, "got a run whose step size changes"),
+        ({"lr": "nan", "optimizer": "inverse-sharpness"}, "got one of inverse-sharpness"),
+        ({"optimizer": "gradient flow", "tick": 1.0}, "got one of gradient flow"),
+    ],
+)
+def test_runs_without_one_step_size_are_refused(settings: dict[str, Any], message: str) -> None:
+    run = make_run(0.1)
+    if "tick" in settings:
+        del run.settings["lr"]
+    run.settings |= settings
+    with pytest.raises(ValueError, match=message):
+        StepSizeExplorer([make_run(0.2), run], title="test")
+
+
+@pytest.mark.parametrize(
     "groups,message",
     [
         ({}, "at least one run"),

@@ -24,6 +24,7 @@ from eoslib import (
 )
 from eoslib.flows import runge_kutta_step
 from eoslib.plotting import plot_runs, time_of
+from tests.oracles import squared_weight
 
 DOUBLE = torch.float64
 
@@ -86,6 +87,14 @@ def test_on_a_quadratic_it_is_the_exponential():
     assert run.threshold == math.inf
     assert run.crossing is None
     assert run.outcome.status == "completed"
+
+
+def test_negative_curvature_shortens_the_steps():
+    # u = w² obeys u' = 4u(20 − u). At the start λ = −40: one step a tick is far too long.
+    run = gradient_flow(squared_weight(), duration=0.4, tick=0.1, alpha=0.1)
+    u = 20 / (1 + (20 / 1e-4 - 1) * np.exp(-80 * 0.1 * np.arange(5)))
+    np.testing.assert_allclose(run["loss"].values, (u - 20) ** 2 / 2, rtol=1e-3, atol=1e-6)
+    assert run.sharpness.values[0] == pytest.approx(-40, rel=1e-3)
 
 
 def test_gradient_descent_with_small_steps_follows_the_flow_of_a_network():

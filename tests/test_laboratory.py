@@ -18,6 +18,7 @@ from eoslib import (
     Objective,
     Polyak,
     Run,
+    Series,
     StepSizeChanges,
     build,
     chebyshev,
@@ -256,14 +257,19 @@ def test_weights_travel_as_float64():
 
 
 def hand_over(
-    every_: int, low: np.ndarray, high: np.ndarray, state: str = "training"
+    every_: int,
+    low: np.ndarray,
+    high: np.ndarray,
+    state: str = "training",
+    first: float = 0.2,
+    changes: tuple[list[float], ...] = (),
 ) -> Laboratory:
     """A laboratory to which the page has handed a run with the channels loss and eigenvalue1."""
     final, initial = np.arange(3.0), np.ones(3)
     laboratory = Laboratory()
     rows = [final, initial, low, high, 10 * low, 10 * high]
     result = {
-        "settings": {"task": "chebyshev", "seed": 0},
+        "settings": {"task": "chebyshev", "seed": 0, "stepSize": first, "changes": list(changes)},
         "state": state,
         "message": "the loss was 1e9" if state == "diverged" else "",
         "steps": every_ * len(low) - 1,
@@ -296,6 +302,25 @@ def test_a_short_run_arrives_step_by_step():
     assert run.final_point is not None
     assert run.final_point.tolist() == [0, 1, 2]
     assert run.settings["initial_point"] == [1, 1, 1]
+
+
+def test_a_run_whose_step_size_was_moved_begins_with_the_first_one():
+    values = np.array([0.25, 0.25, 0.5, 0.5])
+    run = hand_over(1, values, values, first=0.8, changes=([1, 0.4], [2, 0.2], [9, 0.1])).run
+    assert run is not None
+    assert (run.lr, run.threshold) == (0.8, 2.5)
+    assert run.settings["lr_changes"] == [[1, 0.4], [2, 0.2]]
+    np.testing.assert_allclose(run.sharpness_ratio.values, [1, 0.5, 0.5, 0.5])
+    np.testing.assert_allclose(run.time(np.arange(5)), [0, 0.8, 1.2, 1.4, 1.6])
+
+
+def test_a_run_without_a_sharpness_is_not_set_beside_the_page():
+    nothing = np.full(4, np.nan)
+    run = hand_over(1, nothing, nothing).run
+    assert run is not None
+    run.series["loss"] = Series(np.arange(2), np.array([1.0, 0.5]))
+    with pytest.raises(ValueError, match="no sharpness that was found"):
+        Laboratory.from_run(run)
 
 
 def test_a_long_run_arrives_as_an_envelope(tmp_path):
@@ -418,9 +443,9 @@ def test_a_run_of_the_page_comes_back_to_a_page():
     handed = hand_over(4, low, high)
     assert handed.run is not None
     run = handed.run
-    run.settings |= {"stepSize": 0.2, "task": "chebyshev"}
     laboratory = Laboratory.from_run(run)
-    assert laboratory.settings == {"task": "chebyshev", "seed": 0, "stepSize": 0.2}
+    own = {"task": "chebyshev", "seed": 0, "stepSize": 0.2, "changes": []}
+    assert laboratory.settings == own
     assert np.frombuffer(laboratory.initial_point, "<f8").tolist() == [1, 1, 1]
     np.testing.assert_array_equal(shadow_of(laboratory)["loss"], [low, high])
     np.testing.assert_array_equal(shadow_of(laboratory)["eigenvalue1"], [10 * low, 10 * high])

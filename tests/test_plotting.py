@@ -48,6 +48,32 @@ def test_time_is_steps_times_eta():
     assert bottom.get_xlabel() == "time = steps × η"
 
 
+def test_a_step_size_that_changes_bends_time_and_threshold():
+    run = make_run(lr=0.25)
+    run.settings["lr_changes"] = [[20, 0.5]]
+    _, bottom = run.plot(axis="time").axes
+    steps = run["sharpness"].steps
+    x = bottom.lines[0].get_xdata()
+    np.testing.assert_allclose(x, np.where(steps < 20, 0.25 * steps, 5 + 0.5 * (steps - 20)))
+    dashed = bottom.lines[1]
+    np.testing.assert_allclose(dashed.get_xdata(), [0, 5, 5, 5 + 0.5 * 29])
+    np.testing.assert_allclose(dashed.get_ydata(), [8, 8, 4, 4])
+    assert [text.get_text() for text in bottom.texts] == ["2/η = 4"]
+
+
+def test_a_loss_of_the_users_own_is_named():
+    run = make_run()
+    run.settings["loss"] = "HuberLoss"
+    assert run.plot().axes[0].get_ylabel() == "train loss (HuberLoss)\nlog axis"
+
+
+def test_a_run_without_a_step_size_has_no_time():
+    run = make_run()
+    run.settings |= {"lr": "nan", "optimizer": "inverse-sharpness"}
+    with pytest.raises(ValueError, match=r"inverse-sharpness has no step size.*axis='steps'"):
+        run.plot(axis="time")
+
+
 def test_style_is_put_back():
     before = dict(mpl.rcParams)
     plot_runs([make_run()])

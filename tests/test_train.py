@@ -30,6 +30,7 @@ from eoslib import (
 )
 from eoslib.measure import as_loss
 from eoslib.plotting import plot_runs
+from tests.oracles import squared_weight
 
 DOUBLE = torch.float64
 
@@ -440,6 +441,22 @@ def test_a_tracker_measures_its_own_objective(method):
     of_all = float(SharpnessTracker(objective, rtol=1e-6)(objective.initial_point)[0])
     assert run.sharpness.values[0] == pytest.approx(want, rel=1e-5)
     assert want != pytest.approx(of_all, rel=0.05)
+
+
+def test_the_rule_of_inverse_sharpness_ends_where_the_sharpness_is_not_found():
+    tracker = SharpnessTracker(small(), max_products=2)
+    run = train(
+        tracker.objective, InverseSharpness(tracker), num_steps=50, sharpness=tracker,
+        sharpness_schedule=every(1),
+    )  # fmt: skip
+    assert (run.outcome.status, run.outcome.step) == ("stopped", 0)
+    assert "out of products" in run.outcome.message and "at step 0" in run.outcome.message
+    assert len(run["loss"]) == 1
+    np.testing.assert_array_equal(run.final_point, tracker.objective.initial_point.numpy())
+    hill = squared_weight()
+    tracker = SharpnessTracker(hill)
+    run = train(hill, InverseSharpness(tracker), num_steps=5, sharpness=tracker)
+    assert "no step size at a sharpness of -39.99" in run.outcome.message
 
 
 def test_a_tracker_of_another_size_is_refused():

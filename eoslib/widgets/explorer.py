@@ -116,7 +116,8 @@ class StepSizeExplorer(anywidget.AnyWidget):
         grouped = isinstance(runs, Mapping)
         named: Mapping[str, Sequence[Run]] = runs if isinstance(runs, Mapping) else {"": runs}
         self.groups: dict[str, list[Run]] = {
-            name: sorted(of_group, key=attrgetter("lr")) for name, of_group in named.items()
+            name: sorted(_with_one_step_size(of_group), key=attrgetter("lr"))
+            for name, of_group in named.items()
         }
         if not self.groups:
             raise ValueError("the explorer needs at least one run")
@@ -284,6 +285,19 @@ class StepSizeExplorer(anywidget.AnyWidget):
         with self.hold_sync():
             for name, value in traits.items():
                 setattr(self, name, value)
+
+
+def _with_one_step_size(runs: Sequence[Run]) -> Sequence[Run]:
+    """The runs, once each is known to have a step size, and no other later."""
+    for run in runs:
+        changing = run.settings.get("lr_changes")
+        if changing or "lr" not in run.settings or not _positive(run.lr):
+            what = "a run whose step size changes" if changing else "one of "
+            what += "" if changing else str(run.settings.get("optimizer", "unknown method"))
+            raise ValueError(
+                f"the explorer shows runs of one step size each, got {what}; draw it with run.plot"
+            )
+    return runs
 
 
 def _check_group(runs: Sequence[Run], of_group: str) -> None:

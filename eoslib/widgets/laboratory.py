@@ -451,6 +451,10 @@ def _envelope(run: Run) -> tuple[dict[str, Any], NDArray[np.float64]]:
     already, its own bounds are taken.
     """
     last, sharpness = int(run["loss"].steps[-1]), run.sharpness
+    if not len(sharpness):
+        raise ValueError(
+            "this run has no sharpness that was found; nothing to set beside the page's"
+        )
     width = max([1, math.ceil((last + 1) / MOST_BUCKETS), *np.diff(sharpness.steps).tolist()])
     count = min(last, int(sharpness.steps[-1])) // width + 1
 
@@ -466,11 +470,7 @@ def _envelope(run: Run) -> tuple[dict[str, Any], NDArray[np.float64]]:
     if "time" in run.series:
         time = bounds("time", run["time"])
     else:  # the sum of the step sizes so far
-        starts, rate = width * np.arange(count), run.time_per_step
-        time = [rate * starts] * 2
-        for step, lr in run.settings.get("lr_changes", []):
-            time = [time[0] + (lr - rate) * np.maximum(starts - step, 0)] * 2
-            rate = lr
+        time = [run.time(width * np.arange(count))] * 2
     rows = [*time, *bounds("loss", run["loss"]), *bounds("sharpness", sharpness)]
     description = {
         "channels": ["time", "loss", "eigenvalue1"],
@@ -542,10 +542,14 @@ def _run_from_page(result: Mapping[str, Any], numbers: NDArray[np.float64]) -> R
             series[f"{name}_high"] = Series(steps, high[known])
     status = "diverged" if result["state"] == "diverged" else "stopped"
     last = result["steps"]
+    # The page tells the last step size and threshold; a record begins with the first ones.
+    first, planned = result["settings"]["stepSize"], result["settings"]["changes"]
+    changes = [change for change in planned if change[0] < result["steps"]]
     settings = {
         **result["settings"],
-        "lr": result["stepSize"],
-        "threshold": result["threshold"] or float("inf"),
+        "lr": first,
+        **({"lr_changes": changes} if changes else {}),
+        "threshold": (result["threshold"] or float("inf")) * result["stepSize"] / first,
         "num_steps": last,
         "num_parameters": num_parameters,
         "num_examples": result["examples"],
