@@ -241,7 +241,7 @@ def bars_table(record: Record) -> str:
 
 
 def verdicts_list(records: Sequence[Record]) -> str:
-    """How many bars are met, and one item for each that is not."""
+    """How many bars are met, and, folded, one item for each that is not."""
     found = [
         (f"{problem.name} · {record.machine}", bar)
         for record in records
@@ -256,7 +256,9 @@ def verdicts_list(records: Sequence[Record]) -> str:
         f"nothing to compare: {where}: {bar.name}" for where, bar in found if bar.passed is None
     ]
     summary = f"{len(judged) - len(missed)} of {len(judged)} bars are met, {len(missed)} missed."
-    return _list(summary, items)
+    if not missed:
+        return _list(summary, items)
+    return f"<details><summary>{escape(summary)}</summary>{_list('', items)}</details>"
 
 
 def absences_list(records: Sequence[Record]) -> str:
@@ -316,7 +318,8 @@ def _limit(bar: Bar) -> str:
 
 def _list(summary: str, items: Sequence[str]) -> str:
     lines = "".join(f"<li>{escape(item)}</li>" for item in items)
-    return f"<p>{escape(summary)}</p>" + (f"<ul>{lines}</ul>" if lines else "")
+    told = f"<p>{escape(summary)}</p>" if summary else ""
+    return told + (f"<ul>{lines}</ul>" if lines else "")
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> str:
