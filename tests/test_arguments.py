@@ -149,6 +149,10 @@ REFUSED = {
         r"got a tuple; for tensors there is Objective\(model, inputs, targets\)",
     ),
     "a loss": (lambda: Objective(nn.Linear(1, 1), DATA.inputs, DATA.targets, []), "got a list"),
+    "a loss function": (
+        lambda: Objective(nn.Linear(1, 1), DATA.inputs, DATA.targets, nn.functional.mse_loss),
+        r"got a function; for PyTorch's take its module and as_loss\(nn\.MSELoss\(\), targets\)",
+    ),
     "a device": (
         lambda: Objective(nn.Linear(1, 1), DATA.inputs, DATA.targets, device=1.5),
         r"device 1\.5 is not a device name",

@@ -1256,3 +1256,12 @@ def test_accuracy_counts_no_label_below_zero_and_no_nan():
     assert losses.accuracy(outputs, torch.tensor([0, 1, -100, -1])) == 1
     assert losses.accuracy(outputs, torch.tensor([0, 2, -100, -1])) == 0.5
     assert math.isnan(losses.accuracy(outputs * torch.nan, torch.arange(4)))
+
+
+def test_accuracy_of_numbers_is_none():
+    outputs = torch.eye(4)
+    assert losses.accuracy(outputs, 0.6 * torch.eye(4) + 0.1) == 1  # smoothed rows
+    with pytest.raises(ValueError, match=r"sum to 1; 4 of 4 rows .* stop on the loss"):
+        losses.accuracy(outputs, torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(ValueError, match="one label per example"):
+        losses.accuracy(outputs, torch.ones(4))
