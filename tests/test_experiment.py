@@ -40,6 +40,7 @@ from eoslib.experiment import (
     run_together,
     sweep,
 )
+from eoslib.quantities import Setting, quantity
 from eoslib.update_rules import StepSizeChanges
 
 SMALL = {
@@ -565,6 +566,23 @@ def test_quantities(tmp_path):
     assert largest >= float(SharpnessTracker(task, rtol=1e-6)(theta)[0]) * (1 - 1e-3)
     assert run["effective"].values[0] <= largest * (1 + 1e-2)
     assert run["projection"].values.shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("expected-change", {"batch_size": 13}, "batch_size must be a whole number in 1..12, got"),
+        ("expected-change", {"batch_size": -1}, "batch_size must be a whole number in 1..12, got"),
+        ("expected-change", {"batch_size": 3, "num_batches": 1}, "num_batches must be .* 2, got 1"),
+        ("expected-change", {"batch_size": 3, "seed": "a"}, "seed must be a whole number, got 'a'"),
+        ("taylor", {"num_steps": -5}, "num_steps must be a positive whole number, got -5"),
+        ("taylor", {"num_steps": 2.5}, r"num_steps must be a positive whole number, got 2\.5"),
+    ],
+)
+def test_quantities_that_make_no_sense(name, options, message):
+    setting = Setting(objective(), GradientDescent(0.1), SharpnessTracker(objective()))
+    with pytest.raises(ValueError, match=message):
+        quantity(name, {"every": 1, **options}, setting)
 
 
 def test_the_swing_along_the_top_direction(tmp_path):
