@@ -481,6 +481,20 @@ def test_a_failure_does_not_lose_the_other_runs(tmp_path):
     assert [run_path(e, tmp_path).exists() for e in experiments] == [False, True, True]
 
 
+def test_a_file_that_is_no_run_does_not_lose_the_other_runs(tmp_path):
+    experiments = [small(), small(lr=0.05), small(seed=1)]
+    damaged = run_path(experiments[0], tmp_path)
+    damaged.write_bytes(b"half a run")
+    for executor in (None, ThreadPoolExecutor(2)):
+        with pytest.raises(ExceptionGroup, match="1 of 3 jobs failed") as caught:
+            sweep(experiments, tmp_path, executor=executor)
+        (error,) = caught.value.exceptions
+        assert damaged.name in str(error) and "move it away" in str(error)
+        for experiment in experiments[1:]:
+            run_path(experiment, tmp_path).unlink()
+    assert damaged.read_bytes() == b"half a run"
+
+
 # -- methods and quantities ---------------------------------------------------------------------
 
 

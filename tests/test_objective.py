@@ -1131,6 +1131,32 @@ def test_the_dtype_is_the_models_where_curvature_can_be_measured_in_it(own, want
     assert Objective(model, inputs, targets, dtype="float64").dtype == DOUBLE
 
 
+class _Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.gru(x)[0][:, -1]
+
+
+class _Checkpointed(nn.Sequential):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("model", [_Recurrent(), _Checkpointed(nn.Linear(3, 4), nn.Tanh())])
+def test_a_model_that_vmap_cannot_take(model):
+    x = torch.randn((5, 6, 3) if isinstance(model, _Recurrent) else (5, 3))
+    objective = Objective(model, x, torch.zeros(5, 4))
+    theta = objective.initial_point
+    assert objective.gradient(theta).shape == theta.shape
+    with pytest.raises(ValueError, match="give one theta at a time"):
+        objective.gradient(torch.stack([theta, theta]))
+    with pytest.raises(ValueError, match="give one theta at a time"):
+        objective.hessian(torch.stack([theta, theta]))
+
+
 def test_a_parameter_that_is_a_single_number_at_several_points():
     class Scaled(nn.Linear):
         def __init__(self):
