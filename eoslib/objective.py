@@ -34,7 +34,7 @@ from eoslib.second_derivatives import ElementaryNorms
 __all__ = ["Hessian", "Objective"]
 
 #: Words by which errors of `torch.vmap` are known.
-_OF_VMAP = ("vmap", "Batching rule", "functorch")
+_OF_VMAP = ("vmap", "Batching rule", "functorch", "is not implemented")
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

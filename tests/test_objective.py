@@ -1145,10 +1145,17 @@ class _Checkpointed(nn.Sequential):
         return checkpoint(super().forward, x, use_reentrant=False)
 
 
-@pytest.mark.parametrize("model", [_Recurrent(), _Checkpointed(nn.Linear(3, 4), nn.Tanh())])
-def test_a_model_that_vmap_cannot_take(model):
-    x = torch.randn((5, 6, 3) if isinstance(model, _Recurrent) else (5, 3))
-    objective = Objective(model, x, torch.zeros(5, 4))
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (_Recurrent(), (5, 6, 3)),
+        (_Checkpointed(nn.Linear(3, 4), nn.Tanh()), (5, 3)),
+        (nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True).eval(), (5, 6, 4)),
+    ],
+)
+def test_a_model_that_vmap_cannot_take(model, shape):
+    x = torch.randn(shape)
+    objective = Objective(model, x, torch.zeros_like(model(x)))
     theta = objective.initial_point
     assert objective.gradient(theta).shape == theta.shape
     with pytest.raises(ValueError, match="give one theta at a time"):
