@@ -1145,6 +1145,7 @@ class _Checkpointed(nn.Sequential):
         return checkpoint(super().forward, x, use_reentrant=False)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap's, of the fused pass
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
