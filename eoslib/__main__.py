@@ -257,10 +257,16 @@ def _in_full(recipe: Recipe, store: Path) -> str:
     for name, (words, measured) in zip(names, _times(recipe, store), strict=True):
         lines.append(f"  on {name}: {words} ({'measured' if measured else 'estimate'})")
     lines.append(f"  {recipe.notes}")
-    lines += [f"  {json.dumps(experiment.to_json())}" for experiment in recipe.experiments]
+    lines += [f"  {_settings_of(experiment)}" for experiment in recipe.experiments]
     if recipe.by_rule is not None:
-        lines.append(f"  then, by the rule: {json.dumps(recipe.by_rule.to_json())}")
+        lines.append(f"  then, at these step sizes: {_settings_of(recipe.by_rule)}")
     return "\n".join(lines)
+
+
+def _settings_of(experiment: Experiment) -> str:
+    """Those that are not the default, and the update rule and the loss in any case."""
+    always = {"optimizer": experiment.optimizer, "loss": experiment.loss}
+    return json.dumps(always | experiment.to_json())
 
 
 def _times(recipe: Recipe, store: Path) -> list[tuple[str, bool]]:

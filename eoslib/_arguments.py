@@ -64,9 +64,12 @@ def a_generator_seed(value: object, name: str = "seed") -> int:
     """The value as a seed of PyTorch's, which may be negative.
 
     Raises:
-        ValueError: it is no whole number.
+        ValueError: it is no whole number, or has more than 64 bits.
     """
-    return a_whole_number(name, value, least=None)
+    seed = a_whole_number(name, value, least=None)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"{name} must be a whole number of 64 bits, got {seed}")
+    return seed
 
 
 def a_number(name: str, value: object, *, nan: bool = True, advice: str = "") -> float:

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from eoslib._arguments import a_generator_seed, a_whole_number
 from eoslib._names import look_up
 from eoslib.convolutional import ResNet32, cnn, vgg11
 from eoslib.data import Dataset
+from eoslib.numerics import resolve_dtype
 from eoslib.transformer import Transformer
 
 __all__ = [
@@ -193,7 +195,7 @@ def build(
     num_outputs: int,
     *,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
     **options: object,
 ) -> nn.Module:
     """Build a network by its name with initial weights drawn from ``seed``.
@@ -207,13 +209,17 @@ def build(
             the Transformer, words of the vocabulary.
         num_outputs: columns of the output.
         seed: seed of the initial weights.
-        dtype: dtype of the parameters.
+        dtype: dtype of the parameters, also by its name, ``"float64"``.
         **options: passed on, for instance ``widths=(32, 32)``.
 
     Raises:
         ValueError: the name or an option's value is wrong; the message suggests near names.
     """
     make = look_up(ARCHITECTURES, name, "architecture")
+    num_inputs = a_whole_number("num_inputs", num_inputs)
+    num_outputs = a_whole_number("num_outputs", num_outputs)
+    seed = a_generator_seed(seed)
+    kind = resolve_dtype(dtype) if isinstance(dtype, str) else dtype
     try:
         inspect.signature(make).bind(num_inputs, num_outputs, **options)
     except TypeError as error:
@@ -230,7 +236,7 @@ def build(
         raise ValueError(f"{name}: an option is of the wrong kind: {error}") from error
     finally:
         torch.set_default_dtype(default)
-    return network.to(dtype)
+    return network.to(kind)
 
 
 def build_for(
@@ -238,7 +244,7 @@ def build_for(
     data: Dataset,
     *,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
     **options: object,
 ) -> nn.Module:
     """Build a network by its name for a data set, with the inputs and outputs that this needs.

@@ -51,10 +51,13 @@ def check(
     Raises:
         ClaimError: the value is missing, is not a number, or lies outside the band; with
             ``reproduces=False``, inside it.
-        ValueError: no bound was given. Such a check could not fail.
+        ValueError: no bound was given, or no value lies between them. Such a check, or one with
+            ``reproduces=False``, could not fail.
     """
     if math.isinf(low) and math.isinf(high):
         raise ValueError(f"check {claim!r} has neither a lower nor an upper bound: it cannot fail")
+    if not low <= high:  # or one is NaN
+        raise ValueError(f"check {claim!r} has no values between {low:g} and {high:g}; swap them?")
     band = (
         f"≥ {low:g}" if math.isinf(high) else f"≤ {high:g}" if math.isinf(low)
         else f"in [{low:g}, {high:g}]"

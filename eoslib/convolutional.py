@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eoslib._arguments import a_whole_number
 from eoslib._names import look_up
 
 __all__ = ["ResNet32", "ResidualBlock", "cnn", "vgg11"]
@@ -52,7 +53,8 @@ def cnn(
         ValueError: the pooling is unknown, or the images cannot be halved twice.
     """
     pool = look_up(_POOLING, pooling, "pooling")
-    if image_size < 4 or image_size % 4:
+    width, image_size = a_whole_number("width", width), a_whole_number("image_size", image_size)
+    if image_size % 4:
         raise ValueError(f"image_size must be a multiple of 4, to be halved twice: {image_size}")
     layers: list[nn.Module] = []
     for channels in (num_inputs, width):

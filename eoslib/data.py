@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eoslib._arguments import a_number, a_whole_number, shown
 from eoslib._names import look_up
 from eoslib.cifar10 import Cifar10, read_cifar10
 from eoslib.prose import TEXT
@@ -49,7 +50,7 @@ class Dataset:
 
     Attributes:
         name: as in run records, for instance ``"chebyshev-4-20"`` or ``"digits-1k"``;
-            `load_dataset` finds the data set again by it.
+            `load_dataset` finds the data set again by it, from the same files where it reads any.
         inputs: ``(n, ...)``: floating numbers, images ``(n, channels, height, width)``, or words
             ``(n, length)`` int64.
         targets: ``(n, outputs)``, of the inputs' dtype, one-hot rows for classification; for text
@@ -82,19 +83,19 @@ class Dataset:
         return self.targets.shape[1] if self.vocabulary is None else len(self.vocabulary)
 
     def first(self, num_examples: int) -> Dataset:
-        """The first examples, under the same name; they share the memory of all.
+        """The first examples, as ``NAME-first10``; they share the memory of all.
 
         Raises:
             ValueError: there are not that many, or none is asked for.
         """
-        if not 1 <= num_examples <= self.num_examples:
-            raise ValueError(
-                f"{self.name} has {self.num_examples:,} examples, asked for the first "
-                f"{num_examples:,}"
-            )
-        labels = None if self.labels is None else self.labels[:num_examples]
-        inputs, targets = self.inputs[:num_examples], self.targets[:num_examples]
-        return replace(self, inputs=inputs, targets=targets, labels=labels)
+        count = a_whole_number(
+            f"the number of examples of {self.name}", num_examples, most=self.num_examples
+        )
+        labels = None if self.labels is None else self.labels[:count]
+        inputs, targets, name = self.inputs[:count], self.targets[:count], self.name
+        if count < self.num_examples:
+            name += f"-first{count}"
+        return replace(self, name=name, inputs=inputs, targets=targets, labels=labels)
 
 
 def chebyshev(degree: int = 4, num_points: int = 20) -> Dataset:
@@ -111,11 +112,8 @@ def chebyshev(degree: int = 4, num_points: int = 20) -> Dataset:
 
     Source: the one-dimensional regression task of Cohen et al. (2021), degrees 3-5, 20 points.
     """
-    if degree < 0 or num_points < 2:
-        raise ValueError(
-            f"chebyshev needs degree ≥ 0 and num_points ≥ 2, got degree={degree}, "
-            f"num_points={num_points}"
-        )
+    degree = a_whole_number("the degree of chebyshev", degree, least=0)
+    num_points = a_whole_number("num_points of chebyshev", num_points, least=2)
     x = np.linspace(-1.0, 1.0, num_points)
     y = np.polynomial.chebyshev.Chebyshev.basis(degree)(x)
     return Dataset(
@@ -147,8 +145,9 @@ def digits(num_examples: int = 1000, *, redrawn_labels: float = 0.0, seed: int =
     Source: Alpaydin and Kaynak (1998), "Optical Recognition of Handwritten Digits", UCI Machine
     Learning Repository, CC BY 4.0; the first 1,000 of the 1,797 examples that scikit-learn ships.
     """
-    if not 1 <= num_examples <= 1000:
-        raise ValueError(f"digits has 1,000 examples; asked for num_examples={num_examples}")
+    num_examples = a_whole_number("num_examples of digits", num_examples, most=1000)
+    seed = a_whole_number("seed", seed, least=0)
+    redrawn_labels = a_number("redrawn_labels", redrawn_labels)
     if not 0 <= redrawn_labels <= 1:
         raise ValueError(f"redrawn_labels is a share in [0, 1], got {redrawn_labels}")
     with (
@@ -164,7 +163,11 @@ def digits(num_examples: int = 1000, *, redrawn_labels: float = 0.0, seed: int =
     label_tensor = torch.from_numpy(labels[:num_examples])
     return Dataset(
         name=f"digits-{size}"
-        + (f"-redrawn{redrawn_labels:g}-seed{seed}" if redrawn_labels else ""),
+        + (
+            f"-redrawn{repr(redrawn_labels).removesuffix('.0')}-seed{seed}"
+            if redrawn_labels
+            else ""
+        ),
         inputs=torch.from_numpy(pixels[:num_examples]),
         targets=torch.nn.functional.one_hot(label_tensor, 10).double(),
         labels=label_tensor,
@@ -194,11 +197,9 @@ def whitened_linear(dimension: int = 50, num_points: int = 50, *, seed: int = 0)
     Source: the deep linear task of Cohen et al. (2021), 50 points in 50 dimensions; the numbers
     are our own draw.
     """
-    if not 1 <= dimension <= num_points:
-        raise ValueError(
-            f"a whitened set needs 1 ≤ dimension ≤ num_points, got dimension={dimension}, "
-            f"num_points={num_points}"
-        )
+    dimension = a_whole_number("dimension", dimension)
+    num_points = a_whole_number("num_points of a whitened set", num_points, least=dimension)
+    seed = a_whole_number("seed", seed, least=0)
     random = np.random.default_rng(seed)
     orthogonal, triangle = np.linalg.qr(random.standard_normal((num_points, dimension)))
     orthogonal *= np.sign(np.diagonal(triangle))  # unique, whatever signs the routine chooses
@@ -258,6 +259,8 @@ def cifar10(
         )
     if part not in ("train", "test"):
         raise ValueError(f"CIFAR-10 has the parts 'train' and 'test', asked for {part!r}")
+    if num_examples is not None:
+        num_examples = a_whole_number("num_examples", num_examples, least=0)
     stored = read_cifar10(None if path is None else Path(path))
     images, labels = (
         (stored.train_images, stored.train_labels)
@@ -378,16 +381,17 @@ def wikitext2(
 
     Source: Merity et al. (2016), "Pointer sentinel mixture models"; the tokenised version.
     """
+    length, columns = a_whole_number("length", length), a_whole_number("columns", columns)
     if part not in PARTS:
         raise ValueError(f"WikiText-2 has the parts {', '.join(PARTS)}, asked for {part!r}")
     stored = read_wikitext2(None if path is None else Path(path), part)
     tokens = stored.tokens[part]
-    rows = len(tokens) // columns if columns > 0 else 0
-    pieces = (rows - 1) // length if length > 0 else 0
+    rows = len(tokens) // columns
+    pieces = (rows - 1) // length
     if pieces < 1:
         raise ValueError(
             f"the {part} text has {len(tokens):,} words: too few for {columns} columns with a "
-            f"sequence of {length} words and the word after it, each at least 1"
+            f"sequence of {length} words and the word after it"
         )
     table = torch.from_numpy(tokens[: rows * columns].reshape(columns, rows))
 
@@ -396,9 +400,7 @@ def wikitext2(
         return part_of_table.reshape(columns, pieces, length).transpose(0, 1).reshape(-1, length)
 
     whole = Dataset(
-        name="wikitext-2"
-        + ("" if part == "train" else f"-{part}")
-        + ("" if num_examples is None else f"-{_short(num_examples)}"),
+        name="wikitext-2" + ("" if part == "train" else f"-{part}"),
         inputs=sequences(0),
         targets=sequences(1),
         labels=None,
@@ -407,7 +409,12 @@ def wikitext2(
         f"{len(stored.vocabulary):,} different words in {', '.join(stored.tokens)}",
         vocabulary=stored.vocabulary,
     )
-    return whole if num_examples is None else whole.first(num_examples)
+    given = whole if num_examples is None else whole.first(num_examples)
+    name = whole.name + ("" if num_examples is None else f"-{_short(given.num_examples)}")
+    name += ("" if length == 35 else f"-length{length}") + (
+        "" if columns == 100 else f"-columns{columns}"
+    )
+    return replace(given, name=name)
 
 
 def prose(length: int = 16) -> Dataset:
@@ -430,9 +437,10 @@ def prose(length: int = 16) -> Dataset:
     Source: written for this book (`eoslib.prose`).
     """
     words = re.findall(r"\w+|[^\w\s]", TEXT.lower())
-    count = (len(words) - 1) // length if length > 0 else 0
-    if count < 1:
-        raise ValueError(f"prose has {len(words)} words, asked for pieces of length={length}")
+    length = a_whole_number(
+        "length", length, most=len(words) - 1, advice=f"; prose has {len(words)} words"
+    )
+    count = (len(words) - 1) // length
     vocabulary = tuple(dict.fromkeys(words))
     index = {word: number for number, word in enumerate(vocabulary)}
     numbers = torch.tensor([index[word] for word in words])
@@ -464,9 +472,13 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "wikitext-2-test": wikitext2,
 }
 
-_DIGITS = re.compile(r"digits-(\d+k?)")
+_DIGITS = re.compile(r"digits-(\d+k?)(?:-redrawn([\d.e-]+)-seed(\d+))?")
+_LINEAR = re.compile(r"linear-(\d+)-(\d+)(?:-seed(\d+))?")
 _CIFAR10 = re.compile(r"cifar10(-test)?(?:-(\d+k?))?(?:-(per_pixel|per_channel))?")
-_WIKITEXT2 = re.compile(r"wikitext-2(?:-(valid|test))?(?:-(\d+k?))?")
+_WIKITEXT2 = re.compile(
+    r"wikitext-2(?:-(valid|test))?(?:-(\d+k?))?(?:-length(\d+))?(?:-columns(\d+))?"
+)
+_FIRST = re.compile(r"(.+)-first(\d+)")
 
 
 def load_dataset(name: str, **options: Any) -> Dataset:
@@ -475,7 +487,9 @@ def load_dataset(name: str, **options: Any) -> Dataset:
     ``chebyshev-k-n`` works for every degree k and n points, ``linear-d-n`` for d dimensions and n
     points, ``prose-m`` for pieces of m words; ``digits-N``, ``cifar10-N`` and ``wikitext-2-N`` for
     every size N (``5k`` is 5,000). The name of CIFAR-10 may end in its standardisation,
-    ``cifar10-5k-per_pixel``, which is then no option.
+    ``cifar10-5k-per_pixel``, which is then no option; likewise ``digits-1k-redrawn0.2-seed0``,
+    ``linear-d-n-seed3`` and ``wikitext-2-N-length20-columns50``. ``NAME-first10`` are the first
+    examples of any.
 
     Args:
         name: a key of `DATASETS`, or as above.
@@ -489,6 +503,8 @@ def load_dataset(name: str, **options: Any) -> Dataset:
             file belongs where.
     """
     make, given = _found(name)
+    if match := _FIRST.fullmatch(name):
+        return load_dataset(match[1], **options).first(int(match[2]))
     if twice := set(given) & set(options):
         raise ValueError(f"{name!r} says the {twice.pop()} already; leave the option out")
     allowed = make.__kwdefaults__ or {}
@@ -511,19 +527,27 @@ def reads_files(name: str) -> bool:
 
 def _found(name: str) -> tuple[Callable[..., Dataset], dict[str, Any]]:
     """The function that makes a data set, and what its name says of the arguments."""
+    if not isinstance(name, str):
+        raise ValueError(f"a data set has a name such as 'digits-1k', got {shown(name)}")
+    if match := _FIRST.fullmatch(name):
+        return _found(match[1])
     if match := re.fullmatch(r"chebyshev-(\d+)-(\d+)", name):
         return chebyshev, {"degree": int(match[1]), "num_points": int(match[2])}
-    if match := re.fullmatch(r"linear-(\d+)-(\d+)", name):
-        return whitened_linear, {"dimension": int(match[1]), "num_points": int(match[2])}
+    if match := _LINEAR.fullmatch(name):
+        sizes = {"dimension": int(match[1]), "num_points": int(match[2])}
+        return whitened_linear, sizes | ({"seed": int(match[3])} if match[3] else {})
     if match := _DIGITS.fullmatch(name):
-        return digits, {"num_examples": _number(match[1])}
+        redrawn = {"redrawn_labels": float(match[2]), "seed": int(match[3])} if match[2] else {}
+        return digits, {"num_examples": _number(match[1])} | redrawn
     if match := re.fullmatch(r"prose-(\d+)", name):
         return prose, {"length": int(match[1])}
     if match := _CIFAR10.fullmatch(name):
         given = {"part": "test" if match[1] else "train", "num_examples": _number(match[2])}
         return cifar10, given | ({"standardisation": match[3]} if match[3] else {})
     if match := _WIKITEXT2.fullmatch(name):
-        return wikitext2, {"part": match[1] or "train", "num_examples": _number(match[2])}
+        cut = {"length": match[3], "columns": match[4]}
+        given = {"part": match[1] or "train", "num_examples": _number(match[2])}
+        return wikitext2, given | {key: int(value) for key, value in cut.items() if value}
     return look_up(DATASETS, name, "data set"), {}
 
 

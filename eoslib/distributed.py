@@ -30,7 +30,7 @@ from torch import distributed as dist
 
 from eoslib.data import Dataset
 from eoslib.linops import SymmetricOperator
-from eoslib.losses import LOSSES, Loss, get_loss
+from eoslib.losses import LOSSES, Loss, get_loss, share_correct, tally
 from eoslib.objective import Objective
 
 __all__ = ["DistributedHessian", "DistributedObjective", "shard_of"]
@@ -199,12 +199,11 @@ class DistributedObjective:
         return torch.cat([p[: int(count)] for p, count in zip(gathered, counts, strict=True)])
 
     def accuracy(self, theta: Tensor) -> float:
-        """Share of all training examples classified correctly, in [0, 1]."""
+        """Share of all training examples classified correctly; see `losses.accuracy`."""
         self._compare(theta, "theta")
-        correct = round(self.local.accuracy(theta) * self.local.num_examples)
-        total = torch.tensor(correct, device=self.device)
+        total = tally(self.local.outputs(theta), self.local.targets)
         dist.all_reduce(total, group=self._group)
-        return int(total) / self.num_examples
+        return share_correct(total)
 
     def module_at(self, theta: Tensor) -> nn.Module:
         """A fresh copy of the network whose parameters are θ."""
@@ -286,5 +285,6 @@ def _fingerprint(tensor: Tensor) -> Tensor:
         flat = flat.view({8: torch.int64, 4: torch.int32, 2: torch.int16}[flat.element_size()])
     place = torch.arange(1, 2 * len(flat) + 1, 2, device=flat.device)  # odd: no bit is lost
     mixed = flat.long() * place  # modulo 2⁶⁴
-    # Without the shift, flipping two signs would change nothing.
-    return (mixed ^ (mixed >> 32)).sum() + len(flat)
+    # Without the shift, flipping two signs would change nothing; with the sign's copies that it
+    # brings in from the left, flipping all bits of an entry.
+    return (mixed ^ ((mixed >> 32) & 0xFFFFFFFF)).sum() + len(flat)

@@ -235,8 +235,12 @@ class _Transfer:
     def run(self) -> None:
         """Try the mirrors, then once more those that were only slow."""
         if self._size() >= (self._remote.size or 1):  # stopped just before it got its name?
-            with suppress(_MirrorError):
-                self._finish(resumed=True)
+            try:
+                check_sha256(self._part, self._remote.sha256)
+                self._part.replace(self._target)
+            except ValueError:
+                if self._remote.size is not None:  # else it may be the beginning
+                    self._part.unlink()
         slow = [url for url in self._remote.mirrors if self._try(url, self._speed)]
         if not self._target.exists():
             for url in slow:

@@ -553,7 +553,15 @@ def sweep(
     if executor is not None and report is not None:
         raise ValueError("a report cannot travel to an executor; leave one of them out")
     folder = Path(directory)
-    batches = batches_of({e.key: e for e in wanted}.values())
+    found: dict[str, Run] = {}
+    failures: list[Exception] = []
+    stored: dict[Experiment, bool] = {}
+    for experiment in {e.key: e for e in wanted}.values():
+        try:
+            stored[experiment] = stored_run(experiment, folder) is not None
+        except FileExistsError as error:
+            failures.append(error)
+    unreadable, batches = len(failures), batches_of(stored)
     if not together:
         batches = [[experiment] for batch in batches for experiment in batch]
     options: dict[str, Any] = {
@@ -564,14 +572,12 @@ def sweep(
     }
     jobs: list[Callable[[], list[Run]]] = []
     for batch in batches:
-        missing = retry or any(stored_run(e, folder) is None for e in batch)
+        missing = retry or not all(stored[e] for e in batch)
         if executor is None or not missing:
             jobs.append(partial(run_together, batch, folder, report=report, **options))
         else:
             settings = [experiment.to_json() for experiment in batch]
             jobs.append(executor.submit(_run_settings, settings, str(folder), options).result)
-    found: dict[str, Run] = {}
-    failures: list[Exception] = []
     for batch, job in zip(batches, jobs, strict=True):
         try:
             runs = job()
@@ -585,7 +591,8 @@ def sweep(
                 run.save(run_path(experiment, folder))
             found[experiment.key] = run
     if failures:
-        raise ExceptionGroup(f"{len(failures)} of {len(batches)} jobs failed", failures)
+        jobs_asked = unreadable + len(batches)
+        raise ExceptionGroup(f"{len(failures)} of {jobs_asked} jobs failed", failures)
     return [found[experiment.key] for experiment in wanted]
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eoslib._arguments import a_number, a_whole_number, an_objective, starting_point
+from eoslib._arguments import a_number, a_tensor, a_whole_number, an_objective, starting_point
 from eoslib.checkpoint import DIGESTS, Checkpoint, moved
 from eoslib.eigen import lanczos
 from eoslib.numerics import digest, limited_threads
@@ -129,7 +129,7 @@ def gradient_flow(
     names = ["loss", "sharpness", "eigenvalues", *(m.name for m in measurements)]
     if len(set(names)) != len(names):
         raise ValueError(f"measurement names must be unique and new, got {names[3:]}")
-    num_ticks = math.ceil(duration / tick - 1e-9)
+    num_ticks = max(1, math.ceil(duration / tick - 1e-9))
     tracker = SharpnessTracker(objective) if sharpness is None else sharpness
     point = starting_point(objective, theta).clone()
     method = {
@@ -244,23 +244,33 @@ class RandomProjection:
 
     Use it as the function of a `Measurement`; it maps ``(P,)`` to ``(d,)``.
 
-    Memory: P × d numbers of θ's dtype.
+    Memory: P × d numbers of θ's dtype; when they are drawn, at the first θ and at one of another
+    dtype or device, twice as much in float64 for a moment.
     """
 
     def __init__(self, num_parameters: int, dimension: int = 500, *, seed: int = 7) -> None:
-        """Draw the map.
+        """Say which map it is.
 
         Raises:
             ValueError: one of the sizes is not a positive integer, or the seed is negative or none.
         """
-        num_parameters = a_whole_number("num_parameters", num_parameters)
-        dimension = a_whole_number("dimension", dimension)
-        random = np.random.default_rng(a_whole_number("seed", seed, least=0))
-        draw = random.standard_normal((dimension, num_parameters)) / math.sqrt(dimension)
-        self._drawn = self._moved = torch.from_numpy(draw)
+        self._num_parameters = a_whole_number("num_parameters", num_parameters)
+        self._dimension = a_whole_number("dimension", dimension)
+        self._seed = a_whole_number("seed", seed, least=0)
+        self._map = torch.empty(0, dtype=torch.int64)  # not drawn yet
 
     def __call__(self, theta: Tensor) -> Tensor:
-        """A θ, ``(d,)``."""
-        if self._moved.dtype != theta.dtype or self._moved.device != theta.device:
-            self._moved = self._drawn.to(theta)
-        return self._moved @ theta
+        """A θ, ``(d,)``.
+
+        Raises:
+            ValueError: θ has another shape than ``(P,)``.
+        """
+        size = self._num_parameters
+        if a_tensor("theta", theta).shape != (size,):
+            raise ValueError(f"expected theta of shape ({size},), got {tuple(theta.shape)}")
+        if self._map.dtype != theta.dtype or self._map.device != theta.device:
+            random = np.random.default_rng(self._seed)
+            draw = random.standard_normal((self._dimension, size))
+            draw /= math.sqrt(self._dimension)
+            self._map = torch.from_numpy(draw).to(theta)
+        return self._map @ theta

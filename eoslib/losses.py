@@ -88,6 +88,12 @@ def _cross_entropy_terms(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
+def _no_probabilities(targets: Tensor) -> Tensor:
+    """Which rows of ``(n, classes, ...)`` have negative entries or another sum than 1."""
+    sums = targets.sum(dim=1)
+    return (targets < 0).any(dim=1) | ~torch.isclose(sums, torch.ones_like(sums), atol=1e-4)
+
+
 def check_labels(outputs: Tensor, targets: Tensor) -> None:
     """Raise a ``ValueError`` unless the targets are classes of the outputs, or probabilities."""
     n, *rest = outputs.shape
@@ -98,8 +104,7 @@ def check_labels(outputs: Tensor, targets: Tensor) -> None:
         )
     classes = rest[0]
     if targets.is_floating_point() and targets.shape == outputs.shape:
-        sums = targets.sum(dim=1)
-        if not torch.allclose(sums, torch.ones_like(sums), atol=1e-4) or bool((targets < 0).any()):
+        if bool(_no_probabilities(targets).any()):
             raise ValueError(
                 "cross-entropy got rows of targets that are no probabilities (they must be "
                 "non-negative and sum to 1); give one-hot rows or integer labels"
@@ -182,9 +187,16 @@ def get_loss(loss: str | Loss) -> Loss:
         )
     if isinstance(loss, Loss):
         return loss
-    if not isinstance(loss, str):
-        raise ValueError(f"a loss is a name or a Loss, got {shown(loss)}; see eoslib.losses.Loss")
-    return look_up(LOSSES, loss, "loss")
+    given: object = loss
+    if not isinstance(given, str):
+        advice = "see eoslib.losses.Loss"
+        if callable(given):
+            advice = (
+                "for PyTorch's take its module and as_loss(nn.MSELoss(), targets) of "
+                "eoslib.measure, for a function of your own write an eoslib.losses.Loss"
+            )
+        raise ValueError(f"a loss is a name or a Loss, got {shown(given)}; {advice}")
+    return look_up(LOSSES, given, "loss")
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:
@@ -194,27 +206,59 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
 
     Args:
         outputs: ``(n, classes)``.
-        targets: labels ``(n,)`` or one-hot rows ``(n, classes)``.
+        targets: labels ``(n,)``, or one-hot rows or probabilities ``(n, classes)``.
 
     Returns:
         A number in [0, 1]; NaN where no label counts, or an output is NaN.
 
     Raises:
         ValueError: the outputs have one column. Their argmax is always 0, so the "accuracy" of a
-            scalar regression would be 1 from the first step on.
+            scalar regression would be 1 from the first step on. Or the targets are numbers to be
+            met, and no classes.
+    """
+    return share_correct(tally(outputs, targets))
+
+
+def tally(outputs: Tensor, targets: Tensor) -> Tensor:
+    """What `accuracy` counts, ``(3,)`` float64; of several processes, the sum.
+
+    Returns:
+        How many examples are classified correctly (NaN where an output is NaN), how many count, and
+        how many rows of targets are no probabilities.
+
+    Raises:
+        ValueError: outputs or targets have another shape than `accuracy` needs.
     """
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         raise ValueError(
             f"accuracy needs outputs of shape (n, classes ≥ 2), got {tuple(outputs.shape)}; "
             "for a regression stop on the loss instead"
         )
-    labels = targets.argmax(dim=1) if targets.is_floating_point() else targets
-    if labels.shape != outputs.shape[:1]:
+    rows = targets.is_floating_point()
+    if targets.shape != (outputs.shape if rows else outputs.shape[:1]):
         raise ValueError(
             f"accuracy needs one label per example, got {tuple(targets.shape)} for outputs of "
             f"shape {tuple(outputs.shape)}"
         )
-    if bool(outputs.isnan().any()):
-        return math.nan
+    labels = targets.argmax(dim=1) if rows else targets
     counted = labels >= 0
-    return float((outputs.argmax(dim=1) == labels)[counted].double().mean())
+    correct = ((outputs.argmax(dim=1) == labels) & counted).sum().double()
+    if bool(outputs.isnan().any()):
+        correct.fill_(math.nan)
+    odd = _no_probabilities(targets).sum() if rows else correct.new_zeros(())
+    return torch.stack([correct, counted.sum(), odd])
+
+
+def share_correct(tally: Tensor) -> float:
+    """The accuracy, of a `tally`.
+
+    Raises:
+        ValueError: rows of targets are no probabilities.
+    """
+    correct, counted, odd = tally.tolist()
+    if odd:
+        raise ValueError(
+            f"accuracy needs labels, or rows that are non-negative and sum to 1; {odd:.0f} of "
+            f"{counted:.0f} rows of targets are none; for a regression stop on the loss instead"
+        )
+    return correct / counted if counted else math.nan

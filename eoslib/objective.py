@@ -33,6 +33,9 @@ from eoslib.second_derivatives import ElementaryNorms
 
 __all__ = ["Hessian", "Objective"]
 
+#: Words by which errors of `torch.vmap` are known.
+_OF_VMAP = ("vmap", "Batching rule", "functorch", "is not implemented")
+
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
@@ -40,19 +43,30 @@ _Result = TypeVar("_Result")
 def _in_plain_modes(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """Compute with autograd and in the dtype asked for, also inside of a block that says otherwise.
 
-    Nearly free where there is no such block: see `eoslib.linops.plain_modes`.
+    Nearly free where there is no such block: see `eoslib.linops.plain_modes`. Of a model that
+    cannot be computed at several θ at once (by `torch.vmap`) it says so.
     """
 
     @wraps(function)
     def within(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        if (
-            torch.is_inference_mode_enabled()
-            or torch.is_autocast_enabled("cpu")
-            or torch.is_autocast_enabled("cuda")
-        ):
-            with plain_modes():
-                return function(*args, **kwargs)
-        return function(*args, **kwargs)
+        try:
+            if (
+                torch.is_inference_mode_enabled()
+                or torch.is_autocast_enabled("cpu")
+                or torch.is_autocast_enabled("cuda")
+            ):
+                with plain_modes():
+                    return function(*args, **kwargs)
+            return function(*args, **kwargs)
+        except RuntimeError as error:
+            first = str(error).partition("\n")[0]
+            several = any(isinstance(given, Tensor) and given.ndim == 2 for given in args)
+            if not (several and any(word in first for word in _OF_VMAP)):
+                raise
+            raise ValueError(
+                "torch.vmap cannot take this model, so give one theta at a time, (P,), and train "
+                f"one rule at a time. PyTorch said: {first}"
+            ) from error
 
     return within
 

@@ -11,7 +11,7 @@ of θ:
 ``gauss-newton``      the largest eigenvalue of the Gauss-Newton matrix
 ``output-curvature``  mean trace of cross-entropy's Hessian by the outputs, Σ p(1 − p)
 ``taylor``            losses of gradient descent on the quadratic model at θ, step by step
-``top-direction``     θ along the top eigenvector of the first measurement at the threshold
+``top-direction``     θ along the top eigenvector, from where it is at the threshold
 ``expected-change``   mean change of the loss over a mini-batch step, and its standard error
 ====================  ======================================================================
 """
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eoslib._arguments import a_generator_seed, a_whole_number
 from eoslib._names import look_up
 from eoslib.eigen import EigenResult, lanczos
 from eoslib.flows import RandomProjection
@@ -121,6 +122,7 @@ def _output_curvature(setting: Setting) -> _Function:
 
 def _taylor(setting: Setting, *, num_steps: int = 50) -> _Function:
     objective, lr = setting.objective, setting.step_size("taylor")
+    num_steps = a_whole_number("num_steps", num_steps)
 
     def losses(theta: Tensor) -> Tensor:
         model, point, values = TaylorQuadratic(objective, theta), theta, []
@@ -141,6 +143,9 @@ def _expected_change(
     seed: int = 1,
 ) -> _Function:
     objective, lr = setting.objective, setting.step_size("expected-change")
+    batch_size = a_whole_number("batch_size", batch_size, most=objective.num_examples)
+    num_batches = a_whole_number("num_batches", num_batches, least=2)
+    seed = a_generator_seed(seed)
 
     def change(theta: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)  # the same batches at every θ
@@ -156,9 +161,10 @@ def _expected_change(
 
 
 class _TopDirection:
-    """θ along the top eigenvector at the first measurement at or above the threshold.
+    """θ along the top eigenvector last measured when the quantity first finds it at the threshold.
 
-    Zero is the point of that measurement; NaN before it.
+    That is the first θ at which the quantity is due and the sharpness last measured, maybe at an
+    earlier θ, is at or above the threshold. It is NaN before and zero there.
     """
 
     def __init__(self, setting: Setting) -> None:

@@ -170,7 +170,10 @@ def _two_digits_up(value: float) -> int:
 
 # -- the recipes --------------------------------------------------------------------------------
 
-_RULE = "Step sizes chosen by us (the rule above); the paper's list was not available."
+_RULE = (
+    "Step sizes chosen by us: four whose 2/η are evenly spaced on a log axis from 1.2 λ₀ to "
+    "0.8 λ_max of the flow, and one at 1.25 λ_max; the paper's list was not available."
+)
 _FC, _CNN = Size(656_400, 5_000), Size(3.27e6, 5_000)
 _STANDARD: dict[str, Any] = {
     "dataset": "cifar10-5k-per_pixel",

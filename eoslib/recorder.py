@@ -163,7 +163,7 @@ def accuracy_above(objective: Objective, goal: float, *, interval: int = 10) -> 
         if now.step % interval:
             return None
         share = objective.accuracy(now.theta)
-        return f"training accuracy {share:.2%} > {goal:.0%}" if share > goal else None
+        return f"training accuracy {share:.2%} > {100 * goal:.4g}%" if share > goal else None
 
     return rule
 
@@ -246,7 +246,13 @@ class Recorder:
         """
         # A copy: the function measured may reuse its tensor.
         if isinstance(value, Tensor):
-            value = value.detach().double().cpu().numpy()
+            value = value.detach().cpu()
+            value = (value if value.is_complex() else value.double()).numpy()
+        if isinstance(value, np.ndarray | np.generic) and np.iscomplexobj(value):
+            raise ValueError(
+                f"measurement {name!r} gave complex numbers at step {step}, expected a number or a "
+                "vector; give real and imaginary part as a vector"
+            )
         try:
             plain = np.array(value, dtype=np.float64)
         except (TypeError, ValueError) as error:

@@ -55,7 +55,11 @@ class Series:
 
     def __post_init__(self) -> None:
         """Cast, and refuse a series that is none."""
-        steps = np.asarray(self.steps, dtype=np.int64)
+        given = np.asarray(self.steps)
+        with np.errstate(invalid="ignore"):  # NaN is no whole number either
+            steps = given.astype(np.int64)
+        if not np.array_equal(steps, given):
+            raise ValueError("the steps of a series must be whole numbers, such as [0, 5, 10]")
         values = np.asarray(self.values, dtype=np.float64)
         if steps.ndim != 1 or values.shape[:1] != steps.shape:
             raise ValueError(

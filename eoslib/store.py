@@ -15,7 +15,9 @@ again.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -72,14 +74,17 @@ def add(source: str | os.PathLike[str], recipe: str, store: str | os.PathLike[st
         raise ValueError(f"{source} is not finished: {run.outcome.status}")
     experiment = _experiment_of(run, Path(source))
     run.final_point = None
-    target = run.save(run_path(experiment, root / recipe))
-    size = sum(path.stat().st_size for path in _files(root))
+    target, content = run_path(experiment, root / recipe), io.BytesIO()
+    run.write(content)
+    size = content.getbuffer().nbytes + sum(
+        path.stat().st_size for path in _files(root) if path != target
+    )
     if size > LIMIT_BYTES:
-        target.unlink()
         raise ValueError(
             f"with {source} the store would hold {size:,} bytes, more than {LIMIT_BYTES:,}; "
             "record less often"
         )
+    run.save(target)
     write_index(root)
     return target
 
@@ -93,8 +98,8 @@ def runs_of(recipe: str, store: str | os.PathLike[str] | None = None) -> list[Ru
             directory above that has one with an index.
 
     Returns:
-        Gradient flow first, then by step size, number of parameters and of examples; a run with
-        changes of its step size after the one without.
+        Runs without one step size first (gradient flow, η = 1/λ₁), then by step size, number of
+        parameters and of examples; a run with changes of its step size after the one without.
 
     Raises:
         FileNotFoundError: there is no store.
@@ -107,8 +112,9 @@ def runs_of(recipe: str, store: str | os.PathLike[str] | None = None) -> list[Ru
 
     def place(run: Run) -> tuple[Any, ...]:
         settings = run.settings
+        lr = float(settings.get("lr", 0.0))  # that of the rule η = 1/λ₁ is NaN, stored as a text
         sizes = settings["num_parameters"], settings["num_examples"]
-        return settings.get("lr", 0.0), *sizes, settings["experiment"].get("lr_changes", [])
+        return 0.0 if math.isnan(lr) else lr, *sizes, settings["experiment"].get("lr_changes", [])
 
     return sorted(runs, key=place)
 

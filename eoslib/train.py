@@ -284,10 +284,15 @@ def _batch_gradients(
     objective: Objective | TaylorQuadratic, batches: Minibatches
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """For each step, the gradient of its mini-batch as a function of θ."""
-    if not isinstance(objective, Objective):
-        raise TypeError("a quadratic model has no examples to draw mini-batches from")
-    for indices in batches.epochs(objective.num_examples):
-        yield partial(objective.minibatch_gradient, indices=indices)
+    if not hasattr(objective, "minibatch_gradient"):
+        raise ValueError(
+            f"batches need an Objective to draw examples from, got {shown(objective)}; leave "
+            "batches out"
+        )
+    return (
+        partial(objective.minibatch_gradient, indices=indices)
+        for indices in batches.epochs(objective.num_examples)
+    )
 
 
 class _Progress:

@@ -73,10 +73,7 @@ def checked_step_size(lr: float) -> float:
     Raises:
         ValueError: it is not a finite number above zero, or beyond float32.
     """
-    try:
-        value = float(lr)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the step size must be a number, got {lr!r}") from error
+    value = a_number("the step size", lr)
     if not math.isfinite(value) or value <= 0:
         raise ValueError(
             f"the step size must be finite and above 0, got {lr!r}; "
@@ -145,7 +142,8 @@ class _Momentum:
     def __post_init__(self) -> None:
         """Refuse numbers that are no step size or no momentum."""
         object.__setattr__(self, "lr", checked_step_size(self.lr))
-        if not 0 <= a_number("the momentum", self.beta) < 1:
+        object.__setattr__(self, "beta", a_number("the momentum", self.beta))
+        if not 0 <= self.beta < 1:
             raise ValueError(f"the momentum must lie in [0, 1), got {self.beta!r}")
 
     @property

@@ -37,6 +37,13 @@ def weighted_task() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor, eoslib
     return network(), data.inputs, data.labels, as_loss(weighted, data.labels)
 
 
+def task_with_ignored_labels() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor, eoslib.Loss]:
+    """On the first of two ranks no label counts."""
+    data = eoslib.digits(31)
+    labels = torch.where(torch.arange(31) < 20, -100, data.labels)
+    return network(), data.inputs, labels, as_loss(torch.nn.CrossEntropyLoss(), labels)
+
+
 def measure(objective, theta: torch.Tensor) -> dict[str, torch.Tensor]:
     """Everything an objective can tell, at θ and along fixed vectors."""
     random = torch.Generator().manual_seed(1)
@@ -112,12 +119,15 @@ def main(folder: Path) -> None:
     )
     ghost = DistributedObjective(*batch_norm_task(), **GHOST)
     weighted = DistributedObjective(*weighted_task(), dtype=DOUBLE)
+    ignored = DistributedObjective(*task_with_ignored_labels(), dtype=DOUBLE)
+    points = {"some ignored": ignored.initial_point, "nan": ignored.initial_point * torch.nan}
     found = {
         "dense": measure(objective, objective.initial_point)
         | {"accuracy": torch.tensor(objective.accuracy(objective.initial_point))}
         | trained(objective),
         "ghost": measure(ghost, ghost.initial_point),
         "weighted": measure(weighted, weighted.initial_point),
+        "accuracy": {name: torch.tensor(ignored.accuracy(at)) for name, at in points.items()},
         "digests": objective.digests(),
         "shards": [objective.local.num_examples, ghost.local.num_examples],
         "counts": [objective.num_examples, objective.num_gradients, objective.num_products],

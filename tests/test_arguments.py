@@ -76,6 +76,10 @@ REFUSED = {
     "a schedule": (lambda: trained(sharpness_schedule=5), r"got 5; for instance every\(5\)"),
     "batches": (lambda: trained(batches=32), r"must be Minibatches\(size, seed\), got 32"),
     "batch size": (lambda: Minibatches(None), "examples must be a positive whole number, got None"),
+    "long seed": (
+        lambda: Minibatches(3, seed=2**64),
+        "number of 64 bits, got 18446744073709551616",
+    ),
     "batch seed": (lambda: Minibatches(3, seed="a"), "seed must be a whole number, got 'a'"),
     "measurements": (lambda: trained(measurements=[max]), "measurements must be a list like"),
     "one stop rule": (lambda: trained(stop=loss_below(1)), r"must be a list, .* \[loss_below"),
@@ -149,6 +153,10 @@ REFUSED = {
         r"got a tuple; for tensors there is Objective\(model, inputs, targets\)",
     ),
     "a loss": (lambda: Objective(nn.Linear(1, 1), DATA.inputs, DATA.targets, []), "got a list"),
+    "a loss function": (
+        lambda: Objective(nn.Linear(1, 1), DATA.inputs, DATA.targets, nn.functional.mse_loss),
+        r"got a function; for PyTorch's take its module and as_loss\(nn\.MSELoss\(\), targets\)",
+    ),
     "a device": (
         lambda: Objective(nn.Linear(1, 1), DATA.inputs, DATA.targets, device=1.5),
         r"device 1\.5 is not a device name",

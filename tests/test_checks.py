@@ -35,6 +35,9 @@ def test_a_claim_that_fails_raises(value, capsys):
 def test_a_check_that_cannot_fail_is_refused():
     with pytest.raises(ValueError, match="cannot fail"):
         check("C6", "median ratio", 1.0)
+    for low, high in ((math.nan, 1), (0, math.nan), (2, 1)):
+        with pytest.raises(ValueError, match=f"no values between {low} and {high}"):
+            check("C6", "median ratio", 1.5, low=low, high=high, reproduces=False)
 
 
 def test_progress_outside_a_notebook(capsys):

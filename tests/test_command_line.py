@@ -270,6 +270,9 @@ def test_the_list_of_recipes(tmp_path, capsys):
     status, out, _ = call("reproduce fig3-square --explain", capsys)
     assert "2/η = 600 is the paper's" in out
     assert "(estimate)" in out and "C11" in out
+    assert '{"optimizer": "gd", "loss": "square", "dataset": "cifar10-5k-per_pixel"' in out
+    _, out, _ = call("reproduce chebyshev-3 --explain", capsys)
+    assert "1.2 λ₀ to 0.8 λ_max" in out and 'at these step sizes: {"optimizer": "gd"' in out
 
 
 def test_other_step_sizes_for_a_fixed_list(capsys):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from eoslib import build, chebyshev, digits, load_dataset
-from eoslib.data import prose
+from eoslib.data import prose, reads_files, whitened_linear
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3, 4, 5, 9])
@@ -81,10 +81,41 @@ def test_prose_in_pieces_of_any_length():
 
 def test_wrong_sizes():
     for call in (lambda: digits(0), lambda: digits(1001), lambda: digits(redrawn_labels=1.5)):
-        with pytest.raises(ValueError, match=r"digits has|share in"):
+        with pytest.raises(ValueError, match=r"num_examples of digits must .* 1\.\.1000|share in"):
             call()
-    with pytest.raises(ValueError, match="degree ≥ 0 and num_points ≥ 2"):
-        chebyshev(-1)
+    for call, told in [
+        (lambda: chebyshev(-1), "degree of chebyshev must be a whole number, at least 0, got -1"),
+        (lambda: chebyshev("4"), "degree of chebyshev must be .* got '4'"),
+        (lambda: chebyshev(2.5), r"degree of chebyshev must be .* got 2\.5"),
+        (lambda: chebyshev(4, 1), "num_points of chebyshev must be .* at least 2, got 1"),
+        (lambda: digits("10"), "num_examples of digits must be .* got '10'"),
+        (lambda: digits(redrawn_labels="all"), "redrawn_labels must be a number, got 'all'"),
+        (lambda: digits().first(0), "number of examples of digits-1k must be .* got 0"),
+        (lambda: load_dataset(5), "a data set has a name such as 'digits-1k', got 5"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            call()
+    assert digits(10.0).name == "digits-10"
+    assert chebyshev(4.0, 20.0).name == "chebyshev-4-20"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        digits(500, redrawn_labels=1 / 3, seed=2),
+        digits(redrawn_labels=1.0),
+        digits().first(10),
+        whitened_linear(5, 6, seed=3),
+        whitened_linear(5, 6).first(2).first(1),
+    ],
+    ids=lambda data: data.name,
+)
+def test_a_data_set_is_found_again_by_its_name(data):
+    again = load_dataset(data.name)
+    assert again.name == data.name
+    assert torch.equal(again.inputs, data.inputs)
+    assert torch.equal(again.targets, data.targets)
+    assert not reads_files(data.name)
 
 
 def test_names_are_found_and_near_names_suggested():

@@ -18,6 +18,7 @@ from tests.distributed_ranks import (
     batch_norm_task,
     measure,
     network,
+    task_with_ignored_labels,
     trained,
     weighted_task,
 )
@@ -45,18 +46,22 @@ def test_two_ranks_give_what_one_process_gives(ranks):
     theta = objective.initial_point
     accuracy = {"accuracy": torch.tensor(objective.accuracy(theta))}
     weighted = Objective(*weighted_task(), dtype=DOUBLE)
+    ignored = Objective(*task_with_ignored_labels(), dtype=DOUBLE)
+    share = ignored.accuracy(ignored.initial_point)
+    assert share > 0
     expected = {
         "dense": measure(objective, theta) | accuracy | trained(objective),
         "ghost": measure(ghost, ghost.initial_point),
         "weighted": measure(weighted, weighted.initial_point),
+        "accuracy": {"some ignored": torch.tensor(share), "nan": torch.tensor(torch.nan)},
     }
     for name, numbers in expected.items():
         for what, number in numbers.items():
             first, second = (rank[name][what] for rank in ranks)
-            assert torch.equal(first, second), (name, what)
+            assert torch.equal(first, second) or what == "nan", (name, what)
             assert first.shape == number.shape, (name, what)
             # a run's loss is kept and compared like everything else, after twelve steps
-            assert torch.allclose(first, number, rtol=1e-9, atol=1e-12), (name, what)
+            assert torch.allclose(first, number, rtol=1e-9, atol=1e-12, equal_nan=what == "nan")
     assert [rank["shards"] for rank in ranks] == [[15, 6], [16, 5]]  # whole chunks of 5 and of 3
     assert ranks[0]["digests"] == ranks[1]["digests"]  # of all examples, not of each rank's
     assert ranks[0]["counts"] == ranks[1]["counts"]
@@ -101,11 +106,12 @@ def test_a_fingerprint_sees_every_bit_and_every_order():
     x = torch.randn(50, generator=torch.Generator().manual_seed(0))
     for dtype in (torch.float32, DOUBLE):
         y = x.to(dtype)
-        changed, swapped = y.clone(), y.clone()
+        changed, swapped, inverted = y.clone(), y.clone(), y.clone()
         changed[7] = torch.nextafter(y[7], torch.tensor(9.0, dtype=dtype))
         swapped[[3, 4]] = y[[4, 3]]
-        marks = {int(_fingerprint(t)) for t in (y, changed, swapped, y[:-1], -y)}
-        assert len(marks) == 5
+        inverted.view(torch.int64 if dtype is DOUBLE else torch.int32)[0] ^= -1
+        marks = {int(_fingerprint(t)) for t in (y, changed, swapped, inverted, y[:-1], -y)}
+        assert len(marks) == 6
         assert int(_fingerprint(y.clone())) == int(_fingerprint(y))
 
 

@@ -119,6 +119,15 @@ def test_a_complete_part_is_not_lost(server, tmp_path):
     assert not server.requests
 
 
+def test_a_part_of_a_file_of_unknown_size_is_kept(server, tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(CONTENT[:70_000])
+    assert get(remote(server, "good", size=None), tmp_path).read_bytes() == CONTENT
+    assert server.requests == [("good", "bytes=70000-")]
+    (tmp_path / "file.bin").rename(tmp_path / "file.bin.part")  # all of it
+    assert get(remote(server, "good", size=None), tmp_path).read_bytes() == CONTENT
+    assert len(server.requests) == 1
+
+
 def test_a_wrong_range_is_not_appended(server, tmp_path):
     (tmp_path / "file.bin.part").write_bytes(CONTENT[:70_000])
     assert get(remote(server, "shifted"), tmp_path).read_bytes() == CONTENT

@@ -40,6 +40,7 @@ from eoslib.experiment import (
     run_together,
     sweep,
 )
+from eoslib.quantities import Setting, quantity
 from eoslib.update_rules import StepSizeChanges
 
 SMALL = {
@@ -480,6 +481,20 @@ def test_a_failure_does_not_lose_the_other_runs(tmp_path):
     assert [run_path(e, tmp_path).exists() for e in experiments] == [False, True, True]
 
 
+def test_a_file_that_is_no_run_does_not_lose_the_other_runs(tmp_path):
+    experiments = [small(), small(lr=0.05), small(seed=1)]
+    damaged = run_path(experiments[0], tmp_path)
+    damaged.write_bytes(b"half a run")
+    for executor in (None, ThreadPoolExecutor(2)):
+        with pytest.raises(ExceptionGroup, match="1 of 3 jobs failed") as caught:
+            sweep(experiments, tmp_path, executor=executor)
+        (error,) = caught.value.exceptions
+        assert damaged.name in str(error) and "move it away" in str(error)
+        for experiment in experiments[1:]:
+            run_path(experiment, tmp_path).unlink()
+    assert damaged.read_bytes() == b"half a run"
+
+
 # -- methods and quantities ---------------------------------------------------------------------
 
 
@@ -565,6 +580,23 @@ def test_quantities(tmp_path):
     assert largest >= float(SharpnessTracker(task, rtol=1e-6)(theta)[0]) * (1 - 1e-3)
     assert run["effective"].values[0] <= largest * (1 + 1e-2)
     assert run["projection"].values.shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("expected-change", {"batch_size": 13}, "batch_size must be a whole number in 1..12, got"),
+        ("expected-change", {"batch_size": -1}, "batch_size must be a whole number in 1..12, got"),
+        ("expected-change", {"batch_size": 3, "num_batches": 1}, "num_batches must be .* 2, got 1"),
+        ("expected-change", {"batch_size": 3, "seed": "a"}, "seed must be a whole number, got 'a'"),
+        ("taylor", {"num_steps": -5}, "num_steps must be a positive whole number, got -5"),
+        ("taylor", {"num_steps": 2.5}, r"num_steps must be a positive whole number, got 2\.5"),
+    ],
+)
+def test_quantities_that_make_no_sense(name, options, message):
+    setting = Setting(objective(), GradientDescent(0.1), SharpnessTracker(objective()))
+    with pytest.raises(ValueError, match=message):
+        quantity(name, {"every": 1, **options}, setting)
 
 
 def test_the_swing_along_the_top_direction(tmp_path):

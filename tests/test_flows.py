@@ -135,6 +135,10 @@ def test_several_eigenvalues_are_recorded():
     assert run["eigenvalues"].values.shape == (3, 3)
 
 
+def test_a_duration_is_never_rounded_to_nothing():
+    assert gradient_flow(quadratic([1.0]), duration=1e-12).outcome.step == 1
+
+
 def test_a_loss_that_is_not_finite_is_an_outcome():
     objective = quadratic([1.0])
     run = gradient_flow(objective, duration=1, theta=torch.tensor([1e200], dtype=DOUBLE))
@@ -167,6 +171,16 @@ def test_random_projections_keep_distances():
     assert 0.9 < min(ratios) < max(ratios) < 1.1
     with pytest.raises(ValueError, match="positive"):
         RandomProjection(0)
+    with pytest.raises(ValueError, match=r"theta of shape \(2000,\), got \(20, 2000\)"):
+        projection(points)
+
+
+def test_a_projection_is_kept_in_one_precision():
+    projection = RandomProjection(5000, 40)
+    for dtype in (DOUBLE, torch.float32):
+        projection(torch.ones(5000, dtype=dtype))
+    kept = [kept for kept in vars(projection).values() if isinstance(kept, torch.Tensor)]
+    assert sum(tensor.nbytes for tensor in kept) == 4 * 40 * 5000
 
 
 def test_a_projection_is_the_same_after_a_call_in_another_precision():

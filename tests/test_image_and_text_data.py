@@ -325,10 +325,16 @@ def test_sequences_are_pieces_of_columns_and_targets_are_the_next_words(tmp_path
     first = load_dataset("wikitext-2-7", path=folder, length=4, columns=5)
     assert torch.equal(first.inputs, data.inputs[:7])
     assert torch.equal(first.targets, data.targets[:7])
-    assert (first.name, data.name) == ("wikitext-2-7", "wikitext-2")
-    with pytest.raises(ValueError, match="has 20 examples, asked for the first 21"):
+    assert data.name == "wikitext-2-length4-columns5"
+    assert first.name == "wikitext-2-7-length4-columns5"
+    assert torch.equal(load_dataset(first.name, path=folder).inputs, first.inputs)
+    with pytest.raises(
+        ValueError, match=r"number of examples of wikitext-2 must .* 1\.\.20, got 21"
+    ):
         wikitext2(21, path=folder, length=4, columns=5)
-    for length, columns in [(35, 100), (0, 5), (4, 0), (21, 5)]:
+    with pytest.raises(ValueError, match="columns must be a positive whole number, got 0"):
+        wikitext2(path=folder, length=4, columns=0)
+    for length, columns in [(35, 100), (21, 5)]:
         with pytest.raises(ValueError, match="has 103 words: too few for"):
             wikitext2(path=folder, length=length, columns=columns)
 

@@ -406,7 +406,12 @@ def test_wrong_sizes_of_networks():
     for call, told in [
         (lambda: build("deep-linear", 5, 5, depth=0), "at least one layer, got depth=0"),
         (lambda: build("deep-linear", 5, 5, width=0), "layer sizes must be positive"),
-        (lambda: build("regression", 0, 1), "layer sizes must be positive"),
+        (lambda: build("regression", 0, 1), "num_inputs must be a positive whole number, got 0"),
+        (lambda: build("resnet32", -1, 1), "num_inputs must be a positive whole number, got -1"),
+        (lambda: build("vgg11", 3, "10"), "num_outputs must be a positive whole .*, got '10'"),
+        (lambda: build("cnn-relu", 3, 10, width=0), "width must be a positive whole .*, got 0"),
+        (lambda: build("fc-tanh", 1, 1, seed="a"), "seed must be a whole number, got 'a'"),
+        (lambda: build("fc-tanh", 1, 1, dtype="double"), "dtype must be one of .* got 'double'"),
         (lambda: build("cnn-relu", 3, 10, image_size=30), "a multiple of 4"),
     ]:
         with pytest.raises(ValueError, match=told):
@@ -426,7 +431,7 @@ def test_the_whitened_set_is_white():
     assert torch.equal(again.targets, y)
     assert not torch.equal(whitened_linear(seed=1).inputs, x)
     assert load_dataset("linear-3-7").inputs.shape == (7, 3)
-    with pytest.raises(ValueError, match="1 ≤ dimension ≤ num_points, got dimension=8, num_poi"):
+    with pytest.raises(ValueError, match=r"num_points of a whitened set .* at least 8, got 7"):
         whitened_linear(8, 7)
     # zero outputs give the loss stated, and a network of zeros has zero outputs
     network = build_for("deep-linear", data, dtype=DOUBLE)

@@ -1131,6 +1131,40 @@ def test_the_dtype_is_the_models_where_curvature_can_be_measured_in_it(own, want
     assert Objective(model, inputs, targets, dtype="float64").dtype == DOUBLE
 
 
+class _Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.gru(x)[0][:, -1]
+
+
+class _Checkpointed(nn.Sequential):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap's, of the fused pass
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (_Recurrent(), (5, 6, 3)),
+        (_Checkpointed(nn.Linear(3, 4), nn.Tanh()), (5, 3)),
+        (nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True).eval(), (5, 6, 4)),
+    ],
+)
+def test_a_model_that_vmap_cannot_take(model, shape):
+    x = torch.randn(shape)
+    objective = Objective(model, x, torch.zeros_like(model(x)))
+    theta = objective.initial_point
+    assert objective.gradient(theta).shape == theta.shape
+    with pytest.raises(ValueError, match="give one theta at a time"):
+        objective.gradient(torch.stack([theta, theta]))
+    with pytest.raises(ValueError, match="give one theta at a time"):
+        objective.hessian(torch.stack([theta, theta]))
+
+
 def test_a_parameter_that_is_a_single_number_at_several_points():
     class Scaled(nn.Linear):
         def __init__(self):
@@ -1256,3 +1290,12 @@ def test_accuracy_counts_no_label_below_zero_and_no_nan():
     assert losses.accuracy(outputs, torch.tensor([0, 1, -100, -1])) == 1
     assert losses.accuracy(outputs, torch.tensor([0, 2, -100, -1])) == 0.5
     assert math.isnan(losses.accuracy(outputs * torch.nan, torch.arange(4)))
+
+
+def test_accuracy_of_numbers_is_none():
+    outputs = torch.eye(4)
+    assert losses.accuracy(outputs, 0.6 * torch.eye(4) + 0.1) == 1  # smoothed rows
+    with pytest.raises(ValueError, match=r"sum to 1; 4 of 4 rows .* stop on the loss"):
+        losses.accuracy(outputs, torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(ValueError, match="one label per example"):
+        losses.accuracy(outputs, torch.ones(4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from eoslib import Objective, UnconvergedError, build, chebyshev, lanczos
+from eoslib.losses import square_loss
 from eoslib.one_step import (
     critical_sharpness,
     directional_smoothness,
@@ -143,7 +145,7 @@ def test_effective_smoothness_takes_the_largest_over_fractions_of_the_step():
     assert found > mean(-1.1)
 
 
-@pytest.mark.parametrize("w", [1.1, 1.3, 1.4])
+@pytest.mark.parametrize("w", [1.1, 1.3, 1.35])
 def test_the_first_crossing_of_a_double_well(w):
     """Left of w the loss is back at its value at √(2 − w²), before the hump at 0."""
     slope = 2 * w * (w**2 - 1)
@@ -315,6 +317,19 @@ def test_no_step_size_raises_the_loss():
     assert found.num_passes <= 45
 
 
+@pytest.mark.parametrize("constant", [0.0, 2.25, 2.25 - 1e-13, 100.0])
+@pytest.mark.parametrize("guess", [None, 1e-14, 1e9])
+def test_neither_the_guess_nor_the_zero_of_the_loss_matters(guess, constant):
+    """½ · 3 · (x² + y²) is 2.25 there, so that the loss is nearly 0 with some of the constants."""
+    shifted = replace(square_loss, terms=lambda f, y: square_loss.terms(f, y) - constant)
+    objective = Objective(
+        nn.Linear(2, 1, bias=False), 6**0.5 * torch.eye(2), torch.zeros(2, 1), shifted, dtype=DOUBLE
+    )
+    found = critical_sharpness(objective, at(1, 0.5**0.5), guess=guess)
+    assert found.value == pytest.approx(3, rel=0.01)
+    assert found.num_passes < (12 if guess is None else 60)
+
+
 @pytest.mark.parametrize("guess", [None, 1e-3, 1e3])
 def test_a_loss_that_stops_to_be_finite_counts_as_raised(guess):
     """½ (log w)² from w = 2: it is back at ½ (log 2)² at w = ½, and NaN from 0 on."""
@@ -351,7 +366,9 @@ def test_a_minimum_to_the_precision_of_the_dtype_is_refused():
             assert relative_progress(objective, theta, 0.1) == pytest.approx(-0.85, rel=1e-4)
             assert critical_sharpness(objective, theta).value == pytest.approx(3, rel=0.01)
             continue
-        with pytest.raises(ValueError, match=r"precision of torch.float32.*float64"):
+        with pytest.raises(
+            ValueError, match=r"size 0\.1 is too small or .* torch.float32.*float64"
+        ):
             relative_progress(objective, theta, 0.1)
         for guess in (None, 1e-3, 1.0, 1e6):
             with pytest.raises(ValueError, match=r"precision of torch.float32.*float64"):

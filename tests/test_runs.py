@@ -127,6 +127,10 @@ def test_series_refuse_what_is_none():
         Series([0, 1], [1.0])
     with pytest.raises(ValueError, match="increase strictly"):
         Series([0, 0], [1.0, 2.0])
+    for steps in ([0.5, 1.7], [0, np.nan]):
+        with pytest.raises(ValueError, match="must be whole numbers"):
+            Series(steps, [1.0, 2.0])
+    assert Series([0.0, 5.0], [1.0, 2.0]).steps.dtype == np.int64
 
 
 def test_an_unmeasured_series_is_named():

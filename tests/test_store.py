@@ -158,6 +158,10 @@ def test_a_store_does_not_grow_beyond_its_limit(computed, kept, monkeypatch):
     assert not list(kept.glob("another/*"))
     assert (kept / "index.json").read_bytes() == before
     assert any("more than 5,000" in problem for problem in store.problems(kept))
+    there = run_path(EXPERIMENTS[0], kept / "a-recipe")
+    with pytest.raises(ValueError, match="more than 5,000"):  # the same again
+        store.add(run_path(EXPERIMENTS[0], computed), "a-recipe", kept)
+    assert there.exists()
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
@@ -196,6 +200,10 @@ def test_the_first_steps_of_the_runs_kept_are_what_the_code_computes(tmp_path):
 def test_the_runs_of_a_recipe_in_order(kept, monkeypatch):
     runs = store.runs_of("a-recipe", kept)
     assert [run.settings.get("lr") for run in runs] == [None, 0.1, 0.1, 0.2, 1e4]
+    inverse = Experiment(**SETTINGS, optimizer="inverse-sharpness", sharpness_every=1)
+    run_experiment(inverse, kept / "a-recipe", device="cpu")
+    assert [run.settings.get("lr") for run in store.runs_of("a-recipe", kept)][1:3] == ["nan", 0.1]
+    run_path(inverse, kept / "a-recipe").unlink()
     assert store.runs_of("standard-vgg11-square", kept) == []  # nobody ran it
     with pytest.raises(ValueError, match="unknown recipe '1k-cnn-tan-square'; did you mean"):
         store.runs_of("1k-cnn-tan-square", kept)

@@ -16,6 +16,7 @@ from eoslib import (
     Objective,
     Polyak,
     SharpnessTracker,
+    TaylorQuadratic,
     accuracy_above,
     at_steps,
     build,
@@ -30,6 +31,7 @@ from eoslib import (
 )
 from eoslib.measure import as_loss
 from eoslib.plotting import plot_runs
+from eoslib.recorder import Snapshot
 from tests.oracles import squared_weight
 
 DOUBLE = torch.float64
@@ -134,6 +136,10 @@ def test_stop_rules():
     assert by_accuracy.outcome.status == "goal reached"
     assert objective.accuracy(torch.from_numpy(by_accuracy.final_point)) > 0.9
     assert "accuracy" in by_accuracy.outcome.message
+    objective.accuracy = lambda theta: 0.9995
+    for goal, words in ((0.999, "99.95% > 99.9%"), (0.99, "99.95% > 99%")):
+        report = accuracy_above(objective, goal)(Snapshot(0, 1, 1.0, theta=None, record=None))
+        assert report == f"training accuracy {words}"
 
 
 def test_a_report_can_stop_the_run_and_see_it_so_far():
@@ -220,7 +226,7 @@ def test_settings_are_checked_before_training_not_after():
               settings={"model": nn.Linear(1, 1)})  # fmt: skip
 
 
-@pytest.mark.parametrize("lr", [0, -0.1, float("nan"), float("inf"), "fast", None])
+@pytest.mark.parametrize("lr", [0, -0.1, float("nan"), float("inf"), "fast", None, True])
 def test_step_sizes_that_are_none(lr):
     with pytest.raises(ValueError, match="step size must be"):
         GradientDescent(lr)
@@ -384,6 +390,9 @@ def test_bad_batches_are_refused():
     normed = Objective.from_dataset(model, digits(50), batch_norm="full_batch")
     with pytest.raises(ValueError, match="another loss"):
         train(normed, GradientDescent(0.1), num_steps=1, batches=Minibatches(5))
+    twin = TaylorQuadratic(small(), small().initial_point)
+    with pytest.raises(ValueError, match="draw examples from, got a TaylorQuadratic; leave bat"):
+        train(twin, GradientDescent(0.1), num_steps=1, batches=Minibatches(5))
 
 
 def test_a_first_loss_below_zero_is_no_measure_of_divergence():
@@ -419,7 +428,7 @@ def test_a_start_is_brought_to_the_objectives_dtype_and_has_its_shape():
             follow(objective, *arguments, theta=start[None], **rest)
 
 
-@pytest.mark.parametrize("value", [None, "x", ["x", 1.0]])
+@pytest.mark.parametrize("value", [None, "x", ["x", 1.0], torch.tensor(1j), np.array([1j])])
 def test_a_measurement_that_gives_no_number_is_refused(value):
     broken = Measurement("forgotten", lambda theta: value, every(1))
     with pytest.raises(ValueError, match=r"'forgotten' gave .* at step 0, expected a number"):

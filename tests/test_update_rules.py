@@ -57,6 +57,11 @@ def test_steps_are_those_of_pytorch(rule):
     assert torch.equal(theta, torch.linspace(-1, 1, 5, dtype=torch.float64))
 
 
+def test_a_momentum_is_a_number_of_pythons():
+    for beta in (torch.tensor(0.5), np.float32(0.5)):
+        assert type(Polyak(0.1, beta).settings["beta"]) is float
+
+
 @pytest.mark.parametrize("beta", [-0.1, 1, 1.5, float("nan")])
 @pytest.mark.parametrize("rule", [Polyak, Nesterov])
 def test_momenta_that_are_none(rule, beta):
