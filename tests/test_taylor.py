@@ -98,7 +98,7 @@ def test_wrong_shapes_and_mini_batches_are_refused(objective):
     with pytest.raises(ValueError, match="theta of shape"):
         TaylorQuadratic(objective, torch.zeros(3))
     quadratic = TaylorQuadratic(objective, objective.initial_point)
-    with pytest.raises(TypeError, match="no examples"):
+    with pytest.raises(ValueError, match="draw examples from, got a TaylorQuadratic; leave bat"):
         train(quadratic, GradientDescent(0.1), num_steps=1, batches=Minibatches(2))
 
 

@@ -16,7 +16,6 @@ from eoslib import (
     Objective,
     Polyak,
     SharpnessTracker,
-    TaylorQuadratic,
     accuracy_above,
     at_steps,
     build,
@@ -390,9 +389,6 @@ def test_bad_batches_are_refused():
     normed = Objective.from_dataset(model, digits(50), batch_norm="full_batch")
     with pytest.raises(ValueError, match="another loss"):
         train(normed, GradientDescent(0.1), num_steps=1, batches=Minibatches(5))
-    twin = TaylorQuadratic(small(), small().initial_point)
-    with pytest.raises(ValueError, match="draw examples from, got a TaylorQuadratic; leave bat"):
-        train(twin, GradientDescent(0.1), num_steps=1, batches=Minibatches(5))
 
 
 def test_a_first_loss_below_zero_is_no_measure_of_divergence():
