@@ -203,7 +203,7 @@ function render({ model, el }) {
   let home = -1; // the preset with which the run began, or −1
   let next = null; // a run that waits until the one in progress is there to be its shadow
   let session = 0, started = null, snap = null, initial = null, stepSize = 0, unit = 2, range = [0.01, 2], goal = 0;
-  let running = false, awaiting = false, stepped = false, stale = true, lastFrame = 0, owed = 0, axis = "steps", ghosts = [];
+  let running = false, awaiting = false, refused = false, stepped = false, stale = true, lastFrame = 0, owed = 0, axis = "steps", ghosts = [];
   let theme = "light", paint = null, widths = new WeakMap(), shown = {}, fit = null, fitAge = 0, point = null;
   let cursor = null, place = null; // a step that the reader points at; where the curves are in the picture
   const name = () => `${id}-${session}`;
@@ -231,10 +231,10 @@ function render({ model, el }) {
     const { optimizer, beta, beta1 } = base; // what the engine makes of them does not depend on the task
     unit = new engine.Session({ task: "quadratic", optimizer, beta, beta1, stepSize: 1 }).threshold;
     stepSize = base.stepSize;
-    for (const [at, lr] of base.changes) if (at < steps) stepSize = lr;
+    for (const [at, lr] of base.changes) if (at <= steps) stepSize = lr;
     const lrs = [stepSize, ...base.changes.map((c) => c[1])];
     range = [Math.min(isAdaptive(base) ? 1e-5 : 0.01, ...lrs), Math.max(isAdaptive(base) ? 0.1 : 2, ...lrs)];
-    [awaiting, stepped, cursor, stale] = [false, false, null, true];
+    [awaiting, refused, stepped, cursor, stale] = [false, false, false, null, true];
     goal = steps;
     delete root.dataset.step;
     send("start", { settings: base, recent: RECENT, initialPoint: weights, images: base.task === "digits" ? images() : undefined });
@@ -247,7 +247,7 @@ function render({ model, el }) {
   function keep(same) {
     if (!same) ghosts = [];
     else if (snap?.record.steps > 20) {
-      ghosts = [...ghosts, { ...snap, base, stepSize }].slice(-GHOSTS);
+      ghosts = [...ghosts, { ...snap, base }].slice(-GHOSTS);
     }
   }
 
@@ -269,6 +269,8 @@ function render({ model, el }) {
     }
     if (message.type === "error") {
       running = awaiting = false;
+      if (refused) return; // there is no such run, whatever was asked of it
+      refused = message.request === "start";
       wrong.textContent = message.message;
       $(".eos-settings").open = true;
     }
@@ -278,7 +280,10 @@ function render({ model, el }) {
       // a picture that would be the same is not drawn again
       stale ||= !running || message.state !== snap?.state || message.record.steps !== snap.record.steps || Boolean(message.outputs);
       snap = message;
-      if (base.changes.length) stepSize = snap.stepSize; // what was planned, not what was chosen
+      if (base.changes.length) { // what was planned, not what was chosen; also what the next updates will use
+        const { steps } = snap.record;
+        stepSize = base.changes.find(([at]) => at === steps - 1 || at === steps)?.[1] ?? snap.stepSize;
+      }
       if (message.outputs) fit = message.outputs;
       if (snap.state === "diverged") halt();
       if (stepped && snap.record.steps > goal) {
@@ -364,6 +369,7 @@ function render({ model, el }) {
     warm = 0;
     if (!compact) depart();
     if (snap?.state !== "diverged") send("stepSize", { value: stepSize });
+    if (!running && snap) ask(); // its address
     stale = true;
     schedule();
   }
@@ -450,7 +456,7 @@ function render({ model, el }) {
       target.removeAttribute("aria-invalid");
       wrong.textContent = "";
       forsake();
-      begin(wanted);
+      begin(wanted, { weights: given(wanted) });
     } catch (error) {
       target.setAttribute("aria-invalid", "true");
       wrong.textContent = error.message;
@@ -593,7 +599,10 @@ function render({ model, el }) {
     let part = 0, open = null, column = NaN, ends = null; // of the column: its highest and lowest point
     for (let b = 0; b < low.length; b++) {
       while (part + 1 < list.length && b * record.width > list[part + 1][0]) { part += 1; open = null; }
-      if (!(low[b] < Infinity)) { if (channel !== "eigenvalue1" || base.measureEvery === 1) open = null; continue; }
+      if (!(low[b] < Infinity)) { // a gap, unless it lies between two measurements
+        if (!channel.startsWith("eigenvalue") || (run.base ?? base).measureEvery === 1) open = null;
+        continue;
+      }
       const px = panel.x(across(record, b));
       if (!open) {
         lines[part].push(open = []);
@@ -727,7 +736,7 @@ function render({ model, el }) {
     return [
       b < 0 ? `step ${thousands(steps - 1)}` : `step ${thousands(first)}${last > first ? ` to ${thousands(last)}` : ""}`,
       `loss ${value("loss")}`, `sharpness ${value("eigenvalue1")}`,
-      ...(limit > 0 && limit < Infinity && ratio > -Infinity ? [`${ratio.toFixed(2)} × threshold`] : []),
+      ...(limit > 0 && limit < Infinity && Number.isFinite(ratio) ? [`${ratio.toFixed(2)} × threshold`] : []),
     ].join(" · ");
   }
 
@@ -939,14 +948,21 @@ function render({ model, el }) {
     Object.assign(root.dataset, { step: record.steps - 1, state: snap.state, sharpness: record.recent.eigenvalue1.at(-1), threshold: limit });
     if (!visible) return;
     main.setAttribute("aria-label", `train loss and sharpness, ${words}`);
-    if (!running) remember();
-    if ($(".eos-lines").open && !running) $(".eos-lines pre").textContent = lines();
+    remember();
+    const code = $(".eos-lines pre"); // while a run goes on it is left alone, so that it can be read
+    if ($(".eos-lines").open && (!running || !code.textContent)) code.textContent = lines();
   }
 
   /* -- what leaves the page ------------------------------------------------------------------- */
 
   /* The run in an address: its settings, the reader's changes of the step size, and how far it went. */
   const address = () => `#laboratory?${[snap.address, `at=${snap.record.steps - 1}`].filter(Boolean).join("&")}`;
+
+  $(".eos-export a").addEventListener("click", (event) => {
+    if (!running || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault(); // following it would begin the run anew; once paused the page has its address
+    halt();
+  });
 
   let written = {}; // the address that was last given to the page, and as the browser spells it
   function remember() {
@@ -957,7 +973,7 @@ function render({ model, el }) {
     $(".eos-export a").href = address();
     $(".eos-open a").href = PAGE + address();
     // browsers stop listening to a page that writes its address at every frame
-    if (!get("linked") || !touched || (written.own === address() && written.hash === location.hash)) return;
+    if (running || !get("linked") || !touched || (written.own === address() && written.hash === location.hash)) return;
     history.replaceState(null, "", address());
     written = { own: address(), hash: location.hash };
   }
@@ -1040,7 +1056,7 @@ run = train(
 )
 `);
   }
-  $(".eos-lines").addEventListener("toggle", () => { stale = true; schedule(); });
+  $(".eos-lines").addEventListener("toggle", () => { $(".eos-lines pre").textContent = ""; stale = true; schedule(); });
 
   const save = (blob, file) => {
     const link = make("a", { download: file, href: URL.createObjectURL(blob) });
@@ -1085,9 +1101,9 @@ run = train(
   }
 
   /* Weights that came from Python belong to the settings that came with them. */
-  const given = () => {
+  const given = (settings = base) => {
     const view = get("initial_point"), own = get("settings");
-    if (!view?.byteLength || problem(engine.checkSettings(own)) !== problem(base)) return null;
+    if (!view?.byteLength || problem(engine.checkSettings(own)) !== problem(settings)) return null;
     return new Float64Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
   };
 
@@ -1101,9 +1117,9 @@ run = train(
     forsake();
     wrong.textContent = "";
     try {
-      base = engine.checkSettings(get("settings"));
-      if (base.optimizer === "flow") axis = "time"; // a step of Python's is another than the page's
-      begin(base, { weights: given() });
+      const settings = engine.checkSettings(get("settings"));
+      if (settings.optimizer === "flow") axis = "time"; // a step of Python's is another than the page's
+      begin(settings, { weights: given(settings) });
       if (!ghosts.length) ghosts = shadow();
     } catch (error) {
       wrong.textContent = error.message;

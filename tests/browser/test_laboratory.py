@@ -416,6 +416,33 @@ def test_the_quadratic_task_and_a_wrong_setting(shown: Any) -> None:
 
 
 @browser_test
+def test_what_the_engine_refuses_is_said(shown: Any) -> None:
+    shown.locator(".eos-settings summary").click()
+    set_field(shown, "task", "digits")
+    reach(shown, 0)
+    set_field(shown, "points", "400")
+    wrong = shown.get_by_role("alert")
+    shown.get_by_text("images; points asks for 400").wait_for()
+    slider(shown).press("PageDown")  # of a run that there is not
+    shown.wait_for_timeout(200)
+    assert "images; points asks for 400" in wrong.inner_text()
+    set_field(shown, "points", "100")
+    reach(shown, 0)
+    assert wrong.inner_text() == ""
+
+
+@browser_test
+def test_what_was_not_measured_is_no_ratio(shown: Any) -> None:
+    shown.locator(".eos-settings summary").click()
+    set_field(shown, "measureEvery", "10")
+    for step in (1, 2):
+        button(shown, "Step").click()
+        reach(shown, step)
+    assert "threshold" not in shown.locator(".eos-numbers").inner_text()
+    assert "Infinity" not in shown.locator(".eos-main").get_attribute("aria-valuetext")
+
+
+@browser_test
 def test_steps_or_time(shown: Any) -> None:
     run_to(shown, 60)
     picture = "document.querySelector('.eos-main canvas').toDataURL()"
@@ -441,6 +468,43 @@ def test_a_link_repeats_the_run(shown: Any, open_page: Callable[..., Any], addre
     assert again["step"] == now["step"]
     assert again["sharpness"] == now["sharpness"], "bit for bit"
     assert other.problems == []
+
+
+@browser_test
+def test_a_link_taken_while_it_runs_is_of_this_run(shown: Any) -> None:
+    shown.locator(".eos-speed").select_option("60")
+    button(shown, "Run").click()
+    reach(shown, 40)
+    slider(shown).press("PageDown")
+    reach(shown, 60)
+    now = facts(shown)
+    assert "changes=" in now["link"], "what a reader would copy"
+    assert "Objective" in library_lines(shown), "the lines too are there"
+    shown.locator(".eos-export a").click()
+    again = at_rest(shown)
+    assert again["step"] >= now["step"], "it paused, and goes on from where it was"
+    assert shown.evaluate("location.hash") == again["link"]
+    assert f"at={again['step']:.0f}" in again["link"]
+
+
+@browser_test
+@pytest.mark.parametrize("speed", ["300", "Infinity"])
+def test_a_step_size_chosen_in_a_pause_is_in_the_link(
+    shown: Any, open_page: Callable[..., Any], address: str, speed: str
+) -> None:
+    run_to(shown, 50, speed)
+    slider(shown).press("PageDown")
+    now = at_rest(shown)
+    assert re.search(r"changes=\d+:0\.11", now["link"])
+    assert shown.evaluate("location.hash") == now["link"]
+    ((_, lr),) = recorded(shown)["settings"]["changes"]
+    assert f"{lr:.3g}" == now["lr"]
+    other = open_page()
+    visit(other, address + now["link"])
+    reach(other, int(now["step"]))
+    again = at_rest(other)
+    for name in ("step", "lr", "limit"):
+        assert again[name] == now[name]
 
 
 @browser_test
@@ -867,6 +931,7 @@ def test_settings_that_python_assigns_reach_the_page(page: Any) -> None:
     assert now["step"] == 0, "a new run, which waits for the reader"
     assert now["limit"] == "2/η = 40"
     assert page.locator("form [name=hidden]").input_value() == "5,5"
+    assert button(page, "Forget earlier runs").is_disabled(), "that was of another network"
     page.evaluate("model.assign('settings', { hidden: [0] })")
     assert "hidden must be" in page.get_by_role("alert").inner_text()
     assert page.problems == []
@@ -886,6 +951,23 @@ def test_a_single_step_reaches_python_as_a_pause_does(page: Any) -> None:
         channels = page.evaluate("model.get('result').channels.length")
         assert size == 2 * 25 + 2 * channels * (step + 1)
     assert page.problems == []
+
+
+@browser_test
+def test_weights_of_python_stay_while_they_fit(page: Any, tmp_path: Path) -> None:
+    weights = np.linspace(-1, 1, 25)
+    own = Laboratory(settings={"degree": 3, "hidden": [8]}, initial_point=weights)
+    visit(page, write_page(tmp_path / "page.html", own))
+    page.locator(".eos-settings summary").click()
+    for name, value, kept in (("optimizer", "polyak", True), ("seed", "1", False)):
+        set_field(page, name, value)
+        reach(page, 0)
+        at_rest(page)
+        assert (recorded(page)["initialPoint"] == weights.tolist()) == kept
+        button(page, "Reset").click()
+        reach(page, 0)
+        at_rest(page)
+        assert (recorded(page)["initialPoint"] == weights.tolist()) == kept
 
 
 @browser_test
