@@ -158,6 +158,7 @@ def test_the_magnifier_shows_every_step(open_laboratory: Callable[..., Any]) -> 
 
 def test_what_leaves_the_picture_is_marked(open_laboratory: Callable[..., Any]) -> None:
     page = open_laboratory(degree=4, hidden=[20, 20], stepSize=0.2)
+    assert "±0" in [text for text, *_ in texts(page, ".eos-phase canvas")], "nothing has moved yet"
     run_to(page, 300)
     assert not any(text.startswith("up to") for text, *_ in texts(page))
     set_field(page, "task", "quadratic")
@@ -200,6 +201,29 @@ def test_what_is_measured_seldom_is_drawn(open_laboratory: Callable[..., Any], e
     for step in (40, 80, 120, 160):
         value = np.mean([before[at] for at in (step, step + every)])
         assert is_drawn(picture, x(step + every / 2), sharpness(value), color), "the shadow"
+
+
+def test_thousands_of_step_sizes_cost_no_thousands_of_strokes(page: Any, tmp_path: Path) -> None:
+    page.add_init_script("""
+      const { stroke, clearRect } = CanvasRenderingContext2D.prototype;
+      self.strokes = 0;
+      Object.assign(CanvasRenderingContext2D.prototype, {
+        clearRect(...box) {
+          if (this.canvas.closest(".eos-main")) self.strokes = 0;
+          clearRect.apply(this, box);
+        },
+        stroke() {
+          if (this.canvas.closest(".eos-main")) self.strokes += 1;
+          stroke.call(this);
+        },
+      });
+    """)
+    changes = ",".join(f"{step}:{0.1 + 0.0001 * (step % 50):.4f}" for step in range(1, 1500))
+    address = write_page(tmp_path / "page.html", Laboratory(linked=True))
+    visit(page, f"{address}#laboratory?task=quadratic&spectrum=2&changes={changes}&at=1500")
+    reach(page, 1500)
+    settle(page)
+    assert 100 < page.evaluate("strokes") < 900
 
 
 def test_the_line_of_a_shadow_is_that_of_its_run(open_laboratory: Callable[..., Any]) -> None:
