@@ -979,7 +979,7 @@ const list = (fallback, expected, least, most, item) => ({
   write: (x) => x.join(","), read: (text) => (text ? text.split(",").map(read) : []),
 });
 
-const isStepSize = (x) => Number.isFinite(x) && x >= 1e-100 && x <= 1e100;
+const isStepSize = (x) => Number.isFinite(x) && x >= 1e-100 && x <= 1e200;
 const isShare = (x) => x >= 0 && x < 1;
 
 /* Every setting and its values; together they repeat a run. */
@@ -999,7 +999,7 @@ const SETTINGS = {
   seed: whole(0, 0, 4294967295),
   loss: choice("square", ...Object.keys(LOSSES)),
   optimizer: choice("gd", "gd", "polyak", "nesterov", "rmsprop", "adam", "flow"),
-  stepSize: number(0.2, "above 0 (1e-100 to 1e100)", isStepSize), // η
+  stepSize: number(0.2, "above 0 (1e-100 to 1e200)", isStepSize), // η
   beta: number(0.9, "in [0, 1)", isShare), // polyak, nesterov
   beta1: number(0.9, "in [0, 1)", isShare), // adam
   beta2: number(0.99, "in [0, 1)", isShare), // rmsprop, adam
