@@ -147,7 +147,12 @@ def test_loss_gradient_products_and_sharpness_agree_with_the_library():
 
 
 def test_elementary_functions():
-    at = [*np.linspace(-30, 30, 1201), *np.geomspace(1e-12, 20, 300), *np.linspace(-700, 700, 300)]
+    at = [
+        *np.linspace(-30, 30, 1201),
+        *np.geomspace(1e-12, 20, 300),
+        *np.linspace(-745, 709.7, 300),
+    ]
+    at += [*np.linspace(-745, -744, 100), *np.linspace(709, 709.779, 100)]  # to the ends of float64
     (found,) = drive({"job": "functions", "at": [float(x) for x in at]})
     for x, exponential, logarithm, tangent, distribution in zip(
         at,
@@ -157,7 +162,7 @@ def test_elementary_functions():
         found["normalDistribution"],
         strict=True,
     ):
-        assert exponential == pytest.approx(math.exp(x), rel=1e-15)
+        assert exponential == pytest.approx(math.exp(x), rel=1e-15, abs=5e-324)
         assert tangent == pytest.approx(math.tanh(x), rel=1e-15)
         assert distribution == pytest.approx(0.5 * math.erfc(-x / math.sqrt(2)), abs=1e-15)
         if x > 0:
@@ -337,7 +342,7 @@ def test_sharpness_at_the_edge_against_dense_hessians(seed, step_size):
     assert tracked[0].max() > 1.5 * threshold  # is thrown out,
     assert 0.9 < np.median(tracked[0, -500:]) / threshold < 1.2  # and stays at the edge,
     assert (np.diff(found["series"]["loss"][-500:]) > 0).sum() > 100  # where it oscillates
-    assert found["unconverged"] == 0
+    assert np.isfinite(tracked.astype(float)).all()  # every search converged
     highest = int(tracked[0].argmax())
     for step in [*range(0, 1500, 60), *range(highest - 4, highest + 4)]:
         point = torch.tensor(found["path"][step], dtype=DOUBLE)
@@ -425,4 +430,4 @@ def test_deep_linear_networks_without_biases():
 
 def test_engine_by_itself():
     """What needs no Python: determinism, record, settings, divergence, crossings, the worker."""
-    run_node("--test", str(JS / "laboratory_engine.test.mjs"))
+    run_node("--test", str(JS / "laboratory_engine.test.mjs"), str(JS / "plot.test.mjs"))

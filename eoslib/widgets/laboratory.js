@@ -14,6 +14,7 @@ const MAGNIFIED = 60; // steps in the magnifier
 const RECENT = 240; // steps in the phase portrait
 const POSITIONS = 400; // of the slider
 const GHOSTS = 4;
+const FARTHEST = 1e6; // step to which an address leads
 const PHASE = "oscillation and sharpness/threshold";
 const PAGE = "laboratory.html"; // the laboratory's own page, beside the chapters
 const CHOICES = {
@@ -74,6 +75,7 @@ function connect() {
     worker = new Worker(url);
     worker.onmessage = ({ data }) => {
       if (!answered) URL.revokeObjectURL(url);
+      unanswered.length = 0;
       answered = true;
       receive(data);
     };
@@ -121,7 +123,7 @@ export function describe({ state, message, record }, stepSize, optimizer) {
   const late = median(known.slice(-third).map((i) => eigenvalue1[i]));
   if (optimizer === "flow") return late > early ? "following gradient flow, sharpening" : "following gradient flow";
   const ratio = late / threshold[n - 1];
-  if (loss[n - 1] < 1e-14) return "solved";
+  if (Math.abs(loss[n - 1]) < 1e-14) return "solved";
   if (late === early) return ratio > 1 ? "above the threshold" : "below the threshold"; // a quadratic
   if (ratio > 1.2) return "above the threshold";
   if (ratio > 0.9) return "at the edge";
@@ -196,6 +198,11 @@ function render({ model, el }) {
   }
   if (compact) $(".eos-status").after(wrong); // the form is not there
   el.append(root);
+  const still = el.nextElementSibling; // in the book: the picture for readers without scripts
+  if (compact && still?.matches("noscript")) {
+    el.append(make("div", { class: "eos-print" }));
+    el.lastChild.innerHTML = still.textContent;
+  }
 
   /* -- the run ------------------------------------------------------------------------------ */
   let base = {}; // the settings from which Reset begins
@@ -203,7 +210,7 @@ function render({ model, el }) {
   let home = -1; // the preset with which the run began, or −1
   let next = null; // a run that waits until the one in progress is there to be its shadow
   let session = 0, started = null, snap = null, initial = null, stepSize = 0, unit = 2, range = [0.01, 2], goal = 0;
-  let running = false, awaiting = false, stepped = false, stale = true, lastFrame = 0, owed = 0, axis = "steps", ghosts = [];
+  let running = false, awaiting = false, refused = false, stepped = false, stale = true, lastFrame = 0, owed = 0, axis = "steps", ghosts = [];
   let theme = "light", paint = null, widths = new WeakMap(), shown = {}, fit = null, fitAge = 0, point = null;
   let cursor = null, place = null; // a step that the reader points at; where the curves are in the picture
   const name = () => `${id}-${session}`;
@@ -219,7 +226,17 @@ function render({ model, el }) {
   const problem = (settings) => JSON.stringify(PROBLEM.map((key) => settings[key]));
   const usesStep = () => base.optimizer !== "flow";
   const threshold = (lr) => unit / lr, symbol = () => `${number(unit)}/η`;
-  const color = (lr) => stepSizeColor(lr, range, get("colors")[theme].stops);
+  const inks = new Map(); // by step size: a reader's hand makes thousands of changes
+  const color = (lr) => {
+    if (inks.size > 2 * POSITIONS) inks.clear();
+    if (!inks.has(lr)) inks.set(lr, stepSizeColor(lr, range, get("colors")[theme].stops));
+    return inks.get(lr);
+  };
+
+  function complain(text) {
+    wrong.textContent = text;
+    $(".eos-settings").open = true; // it shows there
+  }
 
   /* Begin a run. What was shown becomes a ghost if it was of the same loss function. */
   function begin(settings, { steps = 0, weights = null } = {}) {
@@ -231,12 +248,14 @@ function render({ model, el }) {
     const { optimizer, beta, beta1 } = base; // what the engine makes of them does not depend on the task
     unit = new engine.Session({ task: "quadratic", optimizer, beta, beta1, stepSize: 1 }).threshold;
     stepSize = base.stepSize;
-    for (const [at, lr] of base.changes) if (at < steps) stepSize = lr;
+    for (const [at, lr] of base.changes) if (at <= steps) stepSize = lr;
     const lrs = [stepSize, ...base.changes.map((c) => c[1])];
     range = [Math.min(isAdaptive(base) ? 1e-5 : 0.01, ...lrs), Math.max(isAdaptive(base) ? 0.1 : 2, ...lrs)];
-    [awaiting, stepped, cursor, stale] = [false, false, null, true];
+    inks.clear();
+    [awaiting, refused, stepped, cursor, stale] = [false, false, false, null, true];
     goal = steps;
     delete root.dataset.step;
+    root.dataset.why = "";
     send("start", { settings: base, recent: RECENT, initialPoint: weights, images: base.task === "digits" ? images() : undefined });
     send("weights"); // the initial ones: nothing has moved yet
     if (steps) send("step", { steps });
@@ -247,7 +266,7 @@ function render({ model, el }) {
   function keep(same) {
     if (!same) ghosts = [];
     else if (snap?.record.steps > 20) {
-      ghosts = [...ghosts, { ...snap, base, stepSize }].slice(-GHOSTS);
+      ghosts = [...ghosts, { ...snap, base }].slice(-GHOSTS);
     }
   }
 
@@ -269,8 +288,9 @@ function render({ model, el }) {
     }
     if (message.type === "error") {
       running = awaiting = false;
-      wrong.textContent = message.message;
-      $(".eos-settings").open = true;
+      if (refused) return; // there is no such run, whatever was asked of it
+      refused = message.request === "start";
+      complain(message.message);
     }
     if (message.type === "update") {
       awaiting = false;
@@ -278,7 +298,10 @@ function render({ model, el }) {
       // a picture that would be the same is not drawn again
       stale ||= !running || message.state !== snap?.state || message.record.steps !== snap.record.steps || Boolean(message.outputs);
       snap = message;
-      if (base.changes.length) stepSize = snap.stepSize; // what was planned, not what was chosen
+      if (base.changes.length) { // what was planned, not what was chosen; also what the next updates will use
+        const { steps } = snap.record;
+        stepSize = base.changes.find(([at]) => at === steps - 1 || at === steps)?.[1] ?? snap.stepSize;
+      }
       if (message.outputs) fit = message.outputs;
       if (snap.state === "diverged") halt();
       if (stepped && snap.record.steps > goal) {
@@ -347,7 +370,6 @@ function render({ model, el }) {
   const lrAt = (position) => Number((range[0] * (range[1] / range[0]) ** (position / POSITIONS)).toPrecision(3));
   const positionOf = (lr) => (POSITIONS * Math.log(lr / range[0])) / Math.log(range[1] / range[0]);
 
-  /* What is shown is no preset any more. */
   /* From here on it is the reader's experiment: begun with a preset, or not even that. */
   function depart() {
     chooser.value = -1;
@@ -364,6 +386,7 @@ function render({ model, el }) {
     warm = 0;
     if (!compact) depart();
     if (snap?.state !== "diverged") send("stepSize", { value: stepSize });
+    if (!running && snap) ask(); // its address
     stale = true;
     schedule();
   }
@@ -380,18 +403,32 @@ function render({ model, el }) {
   $(".eos-one").addEventListener("click", () => {
     if (running) halt();
     goal = Math.max(snap.record.steps - 1, 0) + 1;
+    root.dataset.why = "";
     stepped = true;
     send("step", { steps: 1 });
     schedule();
   });
   $(".eos-reset").addEventListener("click", () => {
+    if (!started || next) return; // it is not disabled meanwhile: that would take the focus from it
     if (running) halt();
     // back to the state that the text is talking about
     if (presets[home]?.warm) preset(home);
     else begin(base, { steps: warm, weights: given() });
   });
-  $(".eos-twin").addEventListener("click", () => { send("twin"); if (!running) ask(); });
-  $(".eos-forget").addEventListener("click", () => { ghosts = []; stale = true; schedule(); });
+  $(".eos-twin").addEventListener("click", () => {
+    send("twin");
+    if (running) return;
+    root.dataset.why = "the quadratic is frozen here and leaves with the next step";
+    ask();
+    stale = true;
+    schedule();
+  });
+  $(".eos-forget").addEventListener("click", () => {
+    if (document.activeElement === $(".eos-forget")) main.focus({ preventScroll: true }); // the button will be disabled
+    ghosts = [];
+    stale = true;
+    schedule();
+  });
   speed.addEventListener("change", () => {
     if (!running) return;
     send("pause");
@@ -414,11 +451,12 @@ function render({ model, el }) {
     wrong.textContent = "";
   }
 
-  function preset(k) {
-    const { settings, warm: steps, shadow } = presets[k];
+  function preset(k, steps = presets[k].warm, side = presets[k].axis) {
+    const { settings, shadow } = presets[k];
     if (running) halt();
     if (next) [snap, next] = [null, null];
     announce(k);
+    axis = side;
     if (shadow) {
       begin({ ...settings, ...shadow.settings }, { steps: shadow.steps });
       ghosts = [];
@@ -441,6 +479,7 @@ function render({ model, el }) {
       const wanted = { ...base, stepSize, changes: [], twinAt: -1, [target.name]: SETTINGS[target.name].read(target.value.trim()) };
       if (target.name === "task") {
         Object.assign(wanted, { batch: 0, points: { chebyshev: 20, digits: 200, linear: 50 }[wanted.task] ?? 60 });
+        wanted.dimension = Math.min(wanted.dimension, wanted.points);
         if (!CLASSES.includes(wanted.task)) wanted.loss = "square";
       }
       if (wanted.task === "quadratic" || wanted.optimizer === "flow") wanted.batch = 0;
@@ -450,7 +489,8 @@ function render({ model, el }) {
       target.removeAttribute("aria-invalid");
       wrong.textContent = "";
       forsake();
-      begin(wanted);
+      next = null;
+      begin(wanted, { weights: given(wanted) });
     } catch (error) {
       target.setAttribute("aria-invalid", "true");
       wrong.textContent = error.message;
@@ -527,7 +567,7 @@ function render({ model, el }) {
   }
 
   /* The step sizes of a run as [step, time, η], from its settings: exact, unlike its envelope. */
-  const planned = new Map(); // by address: a reader's hand makes thousands of changes
+  const planned = new Map(); // by address
   function phases({ address }) {
     if (planned.has(address)) return planned.get(address);
     if (planned.size > 2 * GHOSTS) planned.clear();
@@ -593,7 +633,10 @@ function render({ model, el }) {
     let part = 0, open = null, column = NaN, ends = null; // of the column: its highest and lowest point
     for (let b = 0; b < low.length; b++) {
       while (part + 1 < list.length && b * record.width > list[part + 1][0]) { part += 1; open = null; }
-      if (!(low[b] < Infinity)) { if (channel !== "eigenvalue1" || base.measureEvery === 1) open = null; continue; }
+      if (!(low[b] < Infinity)) { // a gap, unless it lies between two measurements
+        if (!channel.startsWith("eigenvalue") || (run.base ?? base).measureEvery === 1) open = null;
+        continue;
+      }
       const px = panel.x(across(record, b));
       if (!open) {
         lines[part].push(open = []);
@@ -611,8 +654,14 @@ function render({ model, el }) {
       ends = [[px, top], [px, bottom]];
       open.push(...(Math.abs(before - bottom) < Math.abs(before - top) ? [ends[1], ends[0]] : ends));
     }
-    lines.forEach((line, k) => stroke(context, run.base?.optimizer === "flow" || (!run.base && !usesStep())
-      ? paint.ink : color(list[k][2]), line, look));
+    const flow = (run.base ?? base).optimizer === "flow", alike = new Map(); // by colour: fewer strokes
+    lines.forEach((line, k) => {
+      if (!line.length) return;
+      const ink = flow ? paint.ink : color(list[k][2]);
+      if (!alike.has(ink)) alike.set(ink, []);
+      alike.get(ink).push(...line);
+    });
+    for (const [ink, line] of alike) stroke(context, ink, line, look);
   }
 
   /* Where a curve leaves the picture at the top: a mark at its highest point, which says how high. */
@@ -679,9 +728,12 @@ function render({ model, el }) {
       if (usesStep()) { // the line where it was, then where the slider puts it
         const list = phases(snap), at = (phase) => x(phase[axis === "time" ? 1 : 0]);
         const here = x(axis === "time" ? snap.time : snap.step);
+        let column = NaN; // of pixels, where the last one drawn ends: one is enough
         list.forEach((phase, k) => {
           const level = y(threshold(phase[2])), end = k + 1 < list.length ? Math.min(at(list[k + 1]), here) : here;
-          if (at(phase) < here) stroke(context, color(phase[2]), [[[at(phase), level], [end, level]]], { dash: [5, 4] });
+          if (at(phase) >= here || Math.floor(end) === column) return;
+          column = Math.floor(end);
+          stroke(context, color(phase[2]), [[[at(phase), level], [end, level]]], { dash: [5, 4] });
         });
         stroke(context, color(stepSize), [[[here, y(limit)], [right, y(limit)]]], { dash: [5, 4], width: 2.2 });
       }
@@ -727,7 +779,7 @@ function render({ model, el }) {
     return [
       b < 0 ? `step ${thousands(steps - 1)}` : `step ${thousands(first)}${last > first ? ` to ${thousands(last)}` : ""}`,
       `loss ${value("loss")}`, `sharpness ${value("eigenvalue1")}`,
-      ...(limit > 0 && limit < Infinity && ratio > -Infinity ? [`${ratio.toFixed(2)} × threshold`] : []),
+      ...(limit > 0 && limit < Infinity && Number.isFinite(ratio) ? [`${ratio.toFixed(2)} × threshold`] : []),
     ].join(" · ");
   }
 
@@ -808,9 +860,9 @@ function render({ model, el }) {
     const { context, width, height } = surface($(".eos-phase canvas"), 130), flow = !usesStep();
     const usable = [...eigenvalue1.keys()].filter((i) => eigenvalue1[i] < Infinity && oscillation1[i] < Infinity);
     const ratio = (i) => (flow ? eigenvalue1[i] : eigenvalue1[i] / limits[i]);
-    const heights = [...usable.map(ratio), ...(flow ? [] : [1])], widest = Math.max(1e-12, ...usable.map((i) => Math.abs(oscillation1[i])));
+    const heights = [...usable.map(ratio), ...(flow ? [] : [1])], widest = Math.max(0, ...usable.map((i) => Math.abs(oscillation1[i])));
     const middle = (Math.min(...heights) + Math.max(...heights)) / 2 || 0, reach = Math.max(Math.max(...heights) - middle, 0.02) * 1.25;
-    const x = scale({ low: -widest, high: widest }, 8, width - 8), y = scale({ low: middle - reach, high: middle + reach }, height - 4, 4);
+    const side = widest || 1, x = scale({ low: -side, high: side }, 8, width - 8), y = scale({ low: middle - reach, high: middle + reach }, height - 4, 4);
     const names = [[`±${number(widest)}`, width - 4, height - 5, "right"], [number(middle + reach), 4, 12], [number(middle - reach), 4, height - 5]];
     if (!flow) {
       stroke(context, color(stepSize), [[[0, y(1)], [width, y(1)]]], { dash: [5, 4] });
@@ -891,6 +943,7 @@ function render({ model, el }) {
   function dress() {
     const style = getComputedStyle(root);
     theme = themeOf(root);
+    inks.clear();
     widths = new WeakMap();
     paint = { font: style.fontFamily };
     turn = -1;
@@ -911,11 +964,13 @@ function render({ model, el }) {
     say($(".eos-limit"), usesStep() ? `${symbol()} = ${number(limit)}` : "no threshold");
     slider.setAttribute("aria-valuetext", `step size ${number(stepSize)}, threshold ${symbol()} = ${number(limit)}`);
     say(go, running ? "Pause" : "Run");
+    const reset = $(".eos-reset"), { activeElement: held } = document;
+    reset.disabled &&= !started;
+    if (diverged && held?.parentNode === reset.parentNode) reset.focus({ preventScroll: true }); // the others will be disabled
     go.disabled = diverged || !started || Boolean(next);
     $(".eos-one").disabled = go.disabled || !snap;
     $(".eos-twin").disabled = $(".eos-one").disabled || !usesStep();
     $(".eos-forget").disabled = !ghosts.length;
-    $(".eos-reset").disabled = !started || Boolean(next);
     if (!snap || next) return;
     const { record } = snap;
     // pictures before texts: setting a font asks for the layout, which a new text has made out of date
@@ -927,6 +982,7 @@ function render({ model, el }) {
       figure.querySelector("[role]").setAttribute("aria-label", spoken);
     }
     const words = `${describe(snap, stepSize, base.optimizer)}${!running && root.dataset.why ? `; ${root.dataset.why}` : ""}`
+      + (base.task === "quadratic" && Math.min(...base.spectrum) < 0 ? "; the loss has no minimum" : "")
       + (!diverged ? "" : presets[home]?.warm ? ". Press Reset to go back." : ". Choose a smaller step size and press Reset.");
     say(status, words); // spoken when it changes
     root.classList.toggle("eos-lost", diverged);
@@ -939,25 +995,38 @@ function render({ model, el }) {
     Object.assign(root.dataset, { step: record.steps - 1, state: snap.state, sharpness: record.recent.eigenvalue1.at(-1), threshold: limit });
     if (!visible) return;
     main.setAttribute("aria-label", `train loss and sharpness, ${words}`);
-    if (!running) remember();
-    if ($(".eos-lines").open && !running) $(".eos-lines pre").textContent = lines();
+    remember();
+    const code = $(".eos-lines pre"); // while a run goes on it is left alone, so that it can be read
+    if ($(".eos-lines").open && (!running || !code.textContent)) code.textContent = lines();
   }
 
   /* -- what leaves the page ------------------------------------------------------------------- */
 
-  /* The run in an address: its settings, the reader's changes of the step size, and how far it went. */
-  const address = () => `#laboratory?${[snap.address, `at=${snap.record.steps - 1}`].filter(Boolean).join("&")}`;
+  /* The run in an address: its settings, the reader's changes of the step size, and how far it went; where the
+     settings leave it open (a chapter does not know the other presets), also the preset, and the x axis. */
+  const addresses = presets.map((one) => engine.encodeSettings(one.settings));
+  function address() {
+    const k = Number(chooser.value), timely = axis === "time" || presets[k]?.axis === "time";
+    return `#laboratory?${[snap.address, (compact ? k >= 0 : addresses.indexOf(addresses[k]) < k) && `preset=${presets[k].key}`,
+      timely && `axis=${axis}`, `at=${snap.record.steps - 1}`].filter(Boolean).join("&")}`;
+  }
+
+  $(".eos-export a").addEventListener("click", (event) => {
+    if (!running || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault(); // following it would begin the run anew; once paused the page has its address
+    halt();
+  });
 
   let written = {}; // the address that was last given to the page, and as the browser spells it
   function remember() {
     const repeats = !given(); // weights that came from Python are not in the address
-    $(".eos-export a").hidden = !repeats;
+    $(".eos-export a").hidden = !repeats || !get("linked"); // another page's address leads nowhere
     $(".eos-open").hidden = live || !repeats;
     if (!repeats) return;
     $(".eos-export a").href = address();
     $(".eos-open a").href = PAGE + address();
     // browsers stop listening to a page that writes its address at every frame
-    if (!get("linked") || !touched || (written.own === address() && written.hash === location.hash)) return;
+    if (running || !get("linked") || !touched || (written.own === address() && written.hash === location.hash)) return;
     history.replaceState(null, "", address());
     written = { own: address(), hash: location.hash };
   }
@@ -1040,7 +1109,7 @@ run = train(
 )
 `);
   }
-  $(".eos-lines").addEventListener("toggle", () => { stale = true; schedule(); });
+  $(".eos-lines").addEventListener("toggle", () => { $(".eos-lines pre").textContent = ""; stale = true; schedule(); });
 
   const save = (blob, file) => {
     const link = make("a", { download: file, href: URL.createObjectURL(blob) });
@@ -1085,9 +1154,9 @@ run = train(
   }
 
   /* Weights that came from Python belong to the settings that came with them. */
-  const given = () => {
+  const given = (settings = base) => {
     const view = get("initial_point"), own = get("settings");
-    if (!view?.byteLength || problem(engine.checkSettings(own)) !== problem(base)) return null;
+    if (!view?.byteLength || problem(engine.checkSettings(own)) !== problem(settings)) return null;
     return new Float64Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
   };
 
@@ -1101,13 +1170,12 @@ run = train(
     forsake();
     wrong.textContent = "";
     try {
-      base = engine.checkSettings(get("settings"));
-      if (base.optimizer === "flow") axis = "time"; // a step of Python's is another than the page's
-      begin(base, { weights: given() });
+      const settings = engine.checkSettings(get("settings"));
+      if (settings.optimizer === "flow") axis = "time"; // a step of Python's is another than the page's
+      begin(settings, { weights: given(settings) });
       if (!ghosts.length) ghosts = shadow();
     } catch (error) {
-      wrong.textContent = error.message;
-      $(".eos-settings").open = true;
+      complain(error.message);
     }
   }
   const described = () => get("linked") && location.hash.match(/^#laboratory\?(.*)$/)?.[1];
@@ -1115,14 +1183,21 @@ run = train(
     let complaint = "";
     if (described()) {
       try {
-        const parts = described().split("&"), at = parts.find((part) => part.startsWith("at="));
-        const steps = clamp(Math.floor(Number(at?.slice(3)) || 0), 0, 1e6);
-        const settings = engine.decodeSettings(parts.filter((part) => part !== at).join("&"));
-        const { encodeSettings } = engine, written = encodeSettings(settings);
-        const k = presets.findIndex((one) => encodeSettings(one.settings) === written);
-        if (k < 0) forsake();
-        else announce(k);
-        begin(settings, { steps });
+        const parts = described().split("&"), ours = ["at", "preset", "axis"];
+        const { at, preset: key, axis: wanted } = Object.fromEntries(parts.map((part) => part.split("=")));
+        const settings = engine.decodeSettings(parts.filter((part) => !ours.includes(part.split("=")[0])).join("&"));
+        const steps = clamp(Math.floor(Number(at) || 0), 0, FARTHEST), own = engine.encodeSettings(settings);
+        const alike = presets.flatMap((one, k) => (addresses[k] === own ? [k] : []));
+        const k = alike.find((one) => presets[one].key === key) ?? alike[0];
+        wrong.textContent = "";
+        const side = ["steps", "time"].includes(wanted) ? wanted : presets[k]?.axis ?? "steps";
+        if (k === undefined) {
+          forsake();
+          next = null;
+          axis = side;
+          begin(settings, { steps });
+        } else preset(k, steps, side);
+        if (at > FARTHEST) complain(`A link leads no further than to step ${thousands(FARTHEST)}.`);
         return;
       } catch (error) {
         complaint = `The address does not describe a run: ${error.message}`;
@@ -1131,9 +1206,7 @@ run = train(
     const k = presets.findIndex((one) => one.key === get("preset"));
     if (k >= 0) preset(k);
     else fromPython();
-    if (!complaint) return;
-    wrong.textContent = complaint;
-    $(".eos-settings").open = true;
+    if (complaint) complain(complaint);
   }
   const reopen = () => {
     if (!described() || (snap && location.hash === address())) return;
@@ -1162,7 +1235,10 @@ run = train(
     self.removeEventListener("hashchange", reopen);
     document.removeEventListener("visibilitychange", hidden);
     cancelAnimationFrame(frame);
-    link?.close();
+    if (!link) return;
+    link.receive = () => {};
+    send("stop"); // without a worker nothing else ends the run
+    link.close();
   };
 }
 

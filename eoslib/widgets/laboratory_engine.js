@@ -30,8 +30,8 @@ function smallExpm1(r) {
 function exp(x) {
   if (!(x < 709.78)) return x + Infinity; // or NaN
   if (x < -745) return 0;
-  const k = Math.round(x * Math.LOG2E);
-  return (1 + smallExpm1(x - k * LN2_HIGH - k * LN2_LOW)) * POWERS_OF_TWO[k + 1074];
+  const k = Math.round(x * Math.LOG2E), half = k >> 1; // 2^k may be no number
+  return (1 + smallExpm1(x - k * LN2_HIGH - k * LN2_LOW)) * POWERS_OF_TWO[half + 1074] * POWERS_OF_TWO[k - half + 1074];
 }
 
 /* tanh |x| = t/(t + 2) with t = e^{2|x|} − 1: no cancellation at any x. */
@@ -964,9 +964,10 @@ const choice = (fallback, ...names) => ({
   fallback, expected: `one of ${names.join(", ")}`, valid: (x) => names.includes(x),
   write: String, read: String,
 });
+const read = (text) => (text.trim() ? Number(text) : NaN);
 const number = (fallback, expected, valid) => ({
   fallback, expected: `a number ${expected}`, valid: (x) => Number.isFinite(x) && valid(x),
-  write: String, read: (text) => (text.trim() ? Number(text) : NaN),
+  write: String, read,
 });
 const whole = (fallback, low, high) => ({
   ...number(fallback, "", (x) => Number.isInteger(x) && x >= low && x <= high),
@@ -975,10 +976,10 @@ const whole = (fallback, low, high) => ({
 const list = (fallback, expected, least, most, item) => ({
   fallback, expected,
   valid: (x) => Array.isArray(x) && x.length >= least && x.length <= most && x.every(item),
-  write: (x) => x.join(","), read: (text) => (text ? text.split(",").map(Number) : []),
+  write: (x) => x.join(","), read: (text) => (text ? text.split(",").map(read) : []),
 });
 
-const isStepSize = (x) => Number.isFinite(x) && x > 0;
+const isStepSize = (x) => Number.isFinite(x) && x >= 1e-100 && x <= 1e200;
 const isShare = (x) => x >= 0 && x < 1;
 
 /* Every setting and its values; together they repeat a run. */
@@ -998,7 +999,7 @@ const SETTINGS = {
   seed: whole(0, 0, 4294967295),
   loss: choice("square", ...Object.keys(LOSSES)),
   optimizer: choice("gd", "gd", "polyak", "nesterov", "rmsprop", "adam", "flow"),
-  stepSize: number(0.2, "above 0", isStepSize), // η
+  stepSize: number(0.2, "above 0 (1e-100 to 1e200)", isStepSize), // η
   beta: number(0.9, "in [0, 1)", isShare), // polyak, nesterov
   beta1: number(0.9, "in [0, 1)", isShare), // adam
   beta2: number(0.99, "in [0, 1)", isShare), // rmsprop, adam
@@ -1013,7 +1014,7 @@ const SETTINGS = {
       && pair.length === 2 && Number.isInteger(pair[0]) && pair[0] > (i ? x[i - 1][0] : -1)
       && isStepSize(pair[1])),
     write: (x) => x.map((pair) => pair.join(":")).join(","),
-    read: (text) => (text ? text.split(",").map((pair) => pair.split(":").map(Number)) : []),
+    read: (text) => (text ? text.split(",").map((pair) => pair.split(":").map(read)) : []),
   },
   twinAt: whole(-1, -1, 1e9), // the step at which the quadratic twin starts; −1: never
 };
@@ -1143,7 +1144,7 @@ class Session {
       ...numbered("oscillation"), ...(this.task?.classification ? ["accuracy"] : []), "twin"];
     this.values = new Float64Array(channels.length);
     this.record = new RunRecord(channels, recent);
-    Object.assign(this, { step: 0, time: 0, peak: 0, unconverged: 0, twin: null, message: "" });
+    Object.assign(this, { step: 0, time: 0, peak: 0, twin: null, message: "" });
     this.state = "training";
     this.work = this.run();
   }
@@ -1194,11 +1195,9 @@ class Session {
 
   /* What a view needs for a frame, in fresh arrays that do not grow with the run. */
   snapshot() {
-    const { state, message, step, time, unconverged, threshold, twin } = this;
+    const { state, message, step, time, threshold, twin } = this;
     return {
-      state, message, step, time, unconverged, threshold,
-      stepSize: this.optimizer.stepSize,
-      products: this.tracker.products,
+      state, message, step, time, threshold, stepSize: this.optimizer.stepSize,
       twin: twin && { since: twin.since, state: twin.state, step: twin.step },
       address: encodeSettings(this.settings),
       record: this.record.snapshot(),
@@ -1246,7 +1245,7 @@ class Session {
           values[c + j] = tracker.values[j];
           values[c + eigenvalues + j] = dot(tracker.vectors[j], this.scratch);
         }
-      } else this.unconverged += 1;
+      }
     }
     c += 2 * eigenvalues;
     if (this.task?.classification) values[c++] = objective.accuracy();

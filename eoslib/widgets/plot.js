@@ -83,10 +83,8 @@ const exponentOf = (x) => Math.floor(Math.log10(Math.abs(x)) + 1e-12);
 export function number(x, digits = 3) {
   if (!Number.isFinite(x)) return "–";
   if (x === 0) return "0";
-  const exponent = exponentOf(x);
-  if (exponent < -3 || exponent > 5) {
-    return minus(`${(x / 10 ** exponent).toFixed(digits - 1)}×10${superscript(exponent)}`);
-  }
+  const [mantissa, power] = x.toExponential(digits - 1).split("e"), exponent = Number(power); // of what is rounded
+  if (exponent < -3 || exponent > 5) return minus(`${mantissa}×10${superscript(exponent)}`);
   return minus(exponent >= Math.min(digits, 3) ? thousands(x) : String(Number(x.toPrecision(digits))));
 }
 

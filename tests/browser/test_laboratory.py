@@ -225,6 +225,31 @@ def test_divergence_is_said_and_the_controls_still_work(shown: Any) -> None:
     assert float(now["lr"]) < 0.5
 
 
+def holds_focus(page: Any) -> str:
+    """The class of the element that has the keyboard's focus; that of the page is empty."""
+    settle(page)
+    return str(page.evaluate("document.activeElement.className"))
+
+
+@browser_test
+def test_the_keyboard_stays_where_it_was(shown: Any) -> None:
+    run_to(shown, 60)
+    button(shown, "Reset").focus()
+    for _ in range(2):
+        shown.keyboard.press("Enter")
+        assert holds_focus(shown) == "eos-reset"
+    reach(shown, 0)
+    assert holds_focus(shown) == "eos-reset"
+    button(shown, "Forget earlier runs").focus()
+    shown.keyboard.press("Enter")
+    assert holds_focus(shown) == "eos-main", "the button is disabled now"
+    slider(shown).press("End")
+    button(shown, "Run").focus()
+    shown.keyboard.press("Enter")
+    shown.wait_for_selector(f"{ROOT}[data-state=diverged]", state="attached")
+    assert holds_focus(shown) == "eos-reset", "what is left to do"
+
+
 @browser_test
 def test_a_hidden_tab_pauses(shown: Any) -> None:
     button(shown, "Run").click()
@@ -245,6 +270,29 @@ def test_without_workers_it_runs_on_the_main_thread(page: Any, address: str) -> 
     visit(page, address)
     now = run_to(page, 400)
     assert now["state"] == "training"
+    assert page.problems == []
+
+
+@browser_test
+def test_without_workers_it_ends_when_it_is_removed(page: Any) -> None:
+    page.add_init_script("""
+      window.Worker = undefined;
+      window.turns = 0;
+      const post = MessagePort.prototype.postMessage;
+      MessagePort.prototype.postMessage = function (...given) {
+        turns += 1;
+        post.apply(this, given);
+      };
+    """)
+    show_live(page)
+    page.locator(".eos-speed").select_option("Infinity")
+    button(page, "Run").click()
+    reach(page, 30)
+    page.evaluate("() => { dispose(); document.body.replaceChildren(); }")
+    page.wait_for_timeout(100)
+    before = page.evaluate("turns")
+    page.wait_for_timeout(200)
+    assert page.evaluate("turns") == before
     assert page.problems == []
 
 
@@ -360,6 +408,10 @@ def test_the_quadratic_diverges_and_the_network_does_not(shown: Any) -> None:
     run_to(shown, 100)
     button(shown, "Step").click()
     frozen = int(at_rest(shown)["step"])
+    button(shown, "Freeze a quadratic").click()
+    assert facts(shown)["words"].endswith(
+        "; the quadratic is frozen here and leaves with the next step"
+    )
     for at in (frozen, frozen + 1):  # once more, from the next iterate
         button(shown, "Freeze a quadratic").click()
         button(shown, "Step").click()
@@ -416,6 +468,52 @@ def test_the_quadratic_task_and_a_wrong_setting(shown: Any) -> None:
 
 
 @browser_test
+def test_a_change_of_the_task_has_no_dead_end(shown: Any) -> None:
+    shown.locator(".eos-settings summary").click()
+    steps = ("task", "linear"), ("points", "200"), ("dimension", "80"), ("task", "rings")
+    for name, value in (*steps, ("task", "linear")):
+        set_field(shown, name, value)
+        reach(shown, 0)
+        assert shown.get_by_role("alert").inner_text() == ""
+    assert shown.locator("form [name=dimension]").input_value() == "50"
+
+
+@browser_test
+def test_a_quadratic_that_falls_for_ever_is_not_solved(page: Any, address: str) -> None:
+    visit(page, f"{address}#laboratory?task=quadratic&spectrum=20,-1&stepSize=0.05&at=60")
+    reach(page, 60)
+    assert at_rest(page)["words"].endswith("; the loss has no minimum")
+    assert "solved" not in facts(page)["words"]
+
+
+@browser_test
+def test_what_the_engine_refuses_is_said(shown: Any) -> None:
+    shown.locator(".eos-settings summary").click()
+    set_field(shown, "task", "digits")
+    reach(shown, 0)
+    set_field(shown, "points", "400")
+    wrong = shown.get_by_role("alert")
+    shown.get_by_text("images; points asks for 400").wait_for()
+    slider(shown).press("PageDown")  # of a run that there is not
+    shown.wait_for_timeout(200)
+    assert "images; points asks for 400" in wrong.inner_text()
+    set_field(shown, "points", "100")
+    reach(shown, 0)
+    assert wrong.inner_text() == ""
+
+
+@browser_test
+def test_what_was_not_measured_is_no_ratio(shown: Any) -> None:
+    shown.locator(".eos-settings summary").click()
+    set_field(shown, "measureEvery", "10")
+    for step in (1, 2):
+        button(shown, "Step").click()
+        reach(shown, step)
+    assert "threshold" not in shown.locator(".eos-numbers").inner_text()
+    assert "Infinity" not in shown.locator(".eos-main").get_attribute("aria-valuetext")
+
+
+@browser_test
 def test_steps_or_time(shown: Any) -> None:
     run_to(shown, 60)
     picture = "document.querySelector('.eos-main canvas').toDataURL()"
@@ -444,6 +542,43 @@ def test_a_link_repeats_the_run(shown: Any, open_page: Callable[..., Any], addre
 
 
 @browser_test
+def test_a_link_taken_while_it_runs_is_of_this_run(shown: Any) -> None:
+    shown.locator(".eos-speed").select_option("60")
+    button(shown, "Run").click()
+    reach(shown, 40)
+    slider(shown).press("PageDown")
+    reach(shown, 60)
+    now = facts(shown)
+    assert "changes=" in now["link"], "what a reader would copy"
+    assert "Objective" in library_lines(shown), "the lines too are there"
+    shown.locator(".eos-export a").click()
+    again = at_rest(shown)
+    assert again["step"] >= now["step"], "it paused, and goes on from where it was"
+    assert shown.evaluate("location.hash") == again["link"]
+    assert f"at={again['step']:.0f}" in again["link"]
+
+
+@browser_test
+@pytest.mark.parametrize("speed", ["300", "Infinity"])
+def test_a_step_size_chosen_in_a_pause_is_in_the_link(
+    shown: Any, open_page: Callable[..., Any], address: str, speed: str
+) -> None:
+    run_to(shown, 50, speed)
+    slider(shown).press("PageDown")
+    now = at_rest(shown)
+    assert re.search(r"changes=\d+:0\.11", now["link"])
+    assert shown.evaluate("location.hash") == now["link"]
+    ((_, lr),) = recorded(shown)["settings"]["changes"]
+    assert f"{lr:.3g}" == now["lr"]
+    other = open_page()
+    visit(other, address + now["link"])
+    reach(other, int(now["step"]))
+    again = at_rest(other)
+    for name in ("step", "lr", "limit"):
+        assert again[name] == now[name]
+
+
+@browser_test
 def test_the_address_is_written_when_it_changes_only(shown: Any) -> None:
     # Browsers stop listening to a page that writes its address at every frame.
     step = int(run_to(shown, 100)["step"])
@@ -469,6 +604,35 @@ def test_an_address_that_describes_nothing_is_named(page: Any, address: str) -> 
     visit(page, f"{address}#laboratory?stepSize=-1")
     assert "stepSize must be a number above 0" in page.get_by_role("alert").inner_text()
     assert facts(page)["lr"] == "0.2"
+
+
+@browser_test
+def test_an_address_that_leads_too_far_says_so(page: Any, address: str) -> None:
+    settings = "task=quadratic&spectrum=1&stepSize=0.1&measureEvery=1000"
+    visit(page, f"{address}#laboratory?{settings}&at=1000100")
+    assert "no further than to step 1,000,000" in page.get_by_role("alert").inner_text()
+
+
+@browser_test
+def test_a_link_keeps_the_axis_and_the_preset(
+    shown: Any, open_page: Callable[..., Any], address: str
+) -> None:
+    for preset, axis in (("edge", "time"), ("beside_flow", "time"), ("beside_flow", "steps")):
+        choose(shown, preset)
+        shown.wait_for_function("!document.querySelector('.eos-go').disabled", timeout=60_000)
+        shown.get_by_role("radio", name=axis).check()
+        button(shown, "Step").click()
+        reach(shown, 1)
+        now = at_rest(shown)
+        other = open_page()
+        visit(other, address + now["link"])
+        reach(other, 1)
+        again = at_rest(other)
+        assert again["link"] == now["link"]
+        assert other.get_by_role("radio", name=axis).is_checked()
+        chosen = other.get_by_label("experiment").input_value()
+        assert chosen == str(list(PRESETS).index(preset))
+        other.close()
 
 
 @browser_test
@@ -755,6 +919,13 @@ def test_a_run_of_a_chapter_goes_on_in_the_laboratory(chapter: Any) -> None:
 
 
 @browser_test
+def test_a_chapter_says_which_of_two_presets_it_shows(page: Any, tmp_path: Path) -> None:
+    """Two begin with the same settings, one of them beside gradient flow."""
+    visit(page, write_page(tmp_path / "page.html", Laboratory("beside_flow", compact=True)))
+    assert "preset=beside_flow&axis=time&" in page.locator(".eos-open a").get_attribute("href")
+
+
+@browser_test
 def test_a_compact_one_in_a_phone(open_page: Callable[..., Any], tmp_path: Path) -> None:
     page = open_page(**PHONE)
     visit(page, write_page(tmp_path / "page.html", Laboratory("taylor", compact=True)))
@@ -839,7 +1010,7 @@ LIVE_MODEL = """async ([esm, state]) => {
       for (const listener of listeners[`change:${name}`] ?? []) listener();
     },
   };
-  widget.render({ model, el: document.body });
+  self.dispose = widget.render({ model, el: document.body });
 }"""
 
 
@@ -847,8 +1018,7 @@ def show_live(page: Any) -> None:
     """A laboratory as a kernel shows it; `model` is its front end's."""
     laboratory = Laboratory(settings={"degree": 3, "hidden": [8], "stepSize": 0.1})
     names = ("title", "preset", "settings", "presets", "colors", "compact", "linked")
-    page.goto("about:blank")
-    page.set_content("<!doctype html><title>test</title>")
+    page.goto("data:text/html,<!doctype html><title>test</title>")
     page.evaluate(
         LIVE_MODEL, [laboratory._esm, {name: getattr(laboratory, name) for name in names}]
     )
@@ -867,6 +1037,7 @@ def test_settings_that_python_assigns_reach_the_page(page: Any) -> None:
     assert now["step"] == 0, "a new run, which waits for the reader"
     assert now["limit"] == "2/η = 40"
     assert page.locator("form [name=hidden]").input_value() == "5,5"
+    assert button(page, "Forget earlier runs").is_disabled(), "that was of another network"
     page.evaluate("model.assign('settings', { hidden: [0] })")
     assert "hidden must be" in page.get_by_role("alert").inner_text()
     assert page.problems == []
@@ -878,6 +1049,7 @@ def test_settings_that_python_assigns_reach_the_page(page: Any) -> None:
 @browser_test
 def test_a_single_step_reaches_python_as_a_pause_does(page: Any) -> None:
     show_live(page)
+    assert page.get_by_text("link to this run").is_hidden(), "it would lead nowhere"
     for step in (1, 2):
         button(page, "Step").click()
         page.wait_for_function("(step) => model.get('result')?.steps === step", arg=step)
@@ -886,6 +1058,23 @@ def test_a_single_step_reaches_python_as_a_pause_does(page: Any) -> None:
         channels = page.evaluate("model.get('result').channels.length")
         assert size == 2 * 25 + 2 * channels * (step + 1)
     assert page.problems == []
+
+
+@browser_test
+def test_weights_of_python_stay_while_they_fit(page: Any, tmp_path: Path) -> None:
+    weights = np.linspace(-1, 1, 25)
+    own = Laboratory(settings={"degree": 3, "hidden": [8]}, initial_point=weights)
+    visit(page, write_page(tmp_path / "page.html", own))
+    page.locator(".eos-settings summary").click()
+    for name, value, kept in (("optimizer", "polyak", True), ("seed", "1", False)):
+        set_field(page, name, value)
+        reach(page, 0)
+        at_rest(page)
+        assert (recorded(page)["initialPoint"] == weights.tolist()) == kept
+        button(page, "Reset").click()
+        reach(page, 0)
+        at_rest(page)
+        assert (recorded(page)["initialPoint"] == weights.tolist()) == kept
 
 
 @browser_test
@@ -968,6 +1157,48 @@ def test_a_phone(open_page: Callable[..., Any], address: str) -> None:
           .filter((e) => e.clientWidth && e.getBoundingClientRect().height < 24).length"""
     )
     assert small == 0
+    assert page.problems == []
+
+
+@browser_test
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_narrow_column_holds_every_control(
+    open_page: Callable[..., Any], tmp_path: Path, compact: bool
+) -> None:
+    page = open_page(viewport={"width": 320, "height": 700})
+    path = write_page(tmp_path / "page.html", Laboratory("momentum", compact=compact))
+    page.goto(path)
+    page.add_style_tag(content="body { padding: 12px 24px !important; }")  # as in the book
+    reach(page, 0)
+    settle(page)
+    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    beyond = page.evaluate(
+        """[...document.querySelectorAll(".eos-lab :is(button, select, input, canvas, span)")]
+          .filter((e) => e.checkVisibility() && e.getBoundingClientRect().right > 320 - 24)
+          .map((e) => e.outerHTML)"""
+    )
+    assert beyond == []
+
+
+@browser_test
+def test_one_that_has_not_begun_is_printed_as_a_picture(page: Any, tmp_path: Path) -> None:
+    labs = [Laboratory("edge", compact=True), Laboratory("momentum", compact=True)]
+    address = write_page(tmp_path / "page.html", *labs)
+    text = (tmp_path / "page.html").read_text()
+    apart = "<style>.static-widget { margin-bottom: 2000px; }</style></head>"
+    still = "</script><noscript><p class='still'>a picture</p></noscript></div>"
+    # only views end so: the states and the page's own script are elsewhere
+    text = text.replace("</head>", apart).replace("</script></div>", still)
+    (tmp_path / "page.html").write_text(text)
+    visit(page, address)
+    reach(page, 0)
+    stills = page.locator(".still")
+    assert stills.count() == 2
+    for medium, printed in (("screen", [False, False]), ("print", [False, True])):
+        page.emulate_media(media=medium)
+        assert [one.is_visible() for one in stills.all()] == printed
+        begun = [one.is_visible() for one in page.locator(ROOT).all()]
+        assert begun == [not one for one in printed]
     assert page.problems == []
 
 

@@ -158,6 +158,7 @@ def test_the_magnifier_shows_every_step(open_laboratory: Callable[..., Any]) -> 
 
 def test_what_leaves_the_picture_is_marked(open_laboratory: Callable[..., Any]) -> None:
     page = open_laboratory(degree=4, hidden=[20, 20], stepSize=0.2)
+    assert "±0" in [text for text, *_ in texts(page, ".eos-phase canvas")], "nothing has moved yet"
     run_to(page, 300)
     assert not any(text.startswith("up to") for text, *_ in texts(page))
     set_field(page, "task", "quadratic")
@@ -171,6 +172,71 @@ def test_what_leaves_the_picture_is_marked(open_laboratory: Callable[..., Any]) 
         pytest.approx(recorded(page)["high"][channel][at], rel=0.01)
         for channel, at in (("loss", 1), ("eigenvalue1", 0))
     ]
+
+
+@pytest.mark.parametrize("every", [1, 10])
+def test_what_is_measured_seldom_is_drawn(open_laboratory: Callable[..., Any], every: int) -> None:
+    """Two eigenvalues; then as the shadow of a run in which every step, or fewer, are measured."""
+    page = open_laboratory(degree=4, hidden=[20, 20], eigenvalues=2, measureEvery=every)
+    # the engine's colours, at full strength: those of shadows and of other eigenvalues are paler
+    page.evaluate("""() => {
+      const stroke = CanvasRenderingContext2D.prototype.stroke;
+      CanvasRenderingContext2D.prototype.stroke = function () {
+        if (this.strokeStyle !== "#000000") this.globalAlpha = 1;
+        stroke.call(this);
+      };
+    }""")
+    run_to(page, 200, speed="300")
+    data, picture, color = recorded(page), pixels(page, MAIN), run_color(page)
+    x, _, sharpness = main_axes(page)
+    for channel in ("eigenvalue1", "eigenvalue2"):
+        for step in (40, 80, 120, 160):  # and between two measurements
+            value = np.mean([data["high"][channel][at] for at in (step, step + every)])
+            assert is_drawn(picture, x(step + every / 2), sharpness(value), color), channel
+    before = data["high"]["eigenvalue1"]
+    set_field(page, "measureEvery", "1" if every > 1 else "7")
+    reach(page, 0)
+    settle(page)
+    picture, (x, _, sharpness) = pixels(page, MAIN), main_axes(page)
+    for step in (40, 80, 120, 160):
+        value = np.mean([before[at] for at in (step, step + every)])
+        assert is_drawn(picture, x(step + every / 2), sharpness(value), color), "the shadow"
+
+
+def test_thousands_of_step_sizes_cost_no_thousands_of_strokes(page: Any, tmp_path: Path) -> None:
+    page.add_init_script("""
+      const { stroke, clearRect } = CanvasRenderingContext2D.prototype;
+      self.strokes = 0;
+      Object.assign(CanvasRenderingContext2D.prototype, {
+        clearRect(...box) {
+          if (this.canvas.closest(".eos-main")) self.strokes = 0;
+          clearRect.apply(this, box);
+        },
+        stroke() {
+          if (this.canvas.closest(".eos-main")) self.strokes += 1;
+          stroke.call(this);
+        },
+      });
+    """)
+    changes = ",".join(f"{step}:{0.1 + 0.0001 * (step % 50):.4f}" for step in range(1, 1500))
+    address = write_page(tmp_path / "page.html", Laboratory(linked=True))
+    visit(page, f"{address}#laboratory?task=quadratic&spectrum=2&changes={changes}&at=1500")
+    reach(page, 1500)
+    settle(page)
+    assert 100 < page.evaluate("strokes") < 900
+
+
+def test_the_line_of_a_shadow_is_that_of_its_run(open_laboratory: Callable[..., Any]) -> None:
+    page = open_laboratory(degree=4, hidden=[20, 20], stepSize=0.2)
+    run_to(page, 100)
+    slider = page.get_by_role("slider", name="step size η").first
+    for _ in range(2):
+        slider.press("PageDown")
+    button(page, "Reset").click()
+    reach(page, 0)
+    lines = [text for text, *_ in texts(page) if "/η" in text]
+    assert "2/η = 10" in lines, "not that of the slider"
+    assert all(line.startswith("2/η") for line in lines)
 
 
 def test_an_axis_holds_one_quantity(open_laboratory: Callable[..., Any]) -> None:

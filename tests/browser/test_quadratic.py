@@ -351,6 +351,13 @@ def test_narrow_screens_need_no_sideways_scrolling(
         press(slider(page), key)
         settle(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # the column of the book is narrower than the page
+    page.add_style_tag(content="body { padding: 12px 24px !important; }")
+    settle(page)
+    ends = page.locator(".eos-q fieldset label").evaluate_all(
+        "(labels) => labels.map((label) => label.getBoundingClientRect().right)"
+    )
+    assert max(ends) <= width - 24
 
 
 @browser_test

@@ -118,8 +118,8 @@ test("what the reader does replaces what was planned", () => {
 });
 
 for (const [settings, message] of [
-  [{ stepSize: 0 }, /stepSize must be a number above 0, got 0/],
-  [{ stepSize: "0.1" }, /stepSize must be a number above 0, got "0.1"/],
+  [{ stepSize: 0 }, /stepSize must be a number above 0 .*, got 0/],
+  [{ stepSize: "0.1" }, /stepSize must be a number above 0 .*, got "0.1"/],
   [{ learningRate: 0.1 }, /unknown setting learningRate; there are task, points/],
   [{ task: "cifar" }, /task must be one of chebyshev, digits, .* got "cifar"/],
   [{ hidden: [30, 0] }, /hidden must be at most 60 layers of 1 to 1000 units, got \[30,0\]/],
@@ -146,6 +146,10 @@ for (const [settings, message] of [
 test("refused: addresses and arguments that make no sense", () => {
   assert.throws(() => decodeSettings("stepSize=fast"), /stepSize must be a number above 0/);
   assert.throws(() => decodeSettings("stepSize="), /stepSize must be a number above 0/);
+  assert.throws(() => decodeSettings("stepSize=1e307"), /stepSize must be a number above 0/);
+  for (const list of ["20,1,", "20,,1", " "]) { // an empty place is no zero
+    assert.throws(() => decodeSettings(`spectrum=${list}`), /spectrum must be 1 to 1000 numbers/);
+  }
   assert.throws(() => decodeSettings("speed=3"), /unknown setting speed/);
   assert.throws(() => decodeSettings("changes=3"), /changes must be pairs/);
   assert.throws(() => new Session({}, { initialPoint: [1, 2] }), /initialPoint must be 701 finite/);
@@ -586,7 +590,7 @@ test("the worker answers mistakes and divergence", async () => {
   const error = await worker.next();
   assert.equal(error.type, "error");
   assert.equal(error.request, "start");
-  assert.match(error.message, /stepSize must be a number above 0, got -1/);
+  assert.match(error.message, /stepSize must be a number above 0 .*, got -1/);
   worker.send({ type: "dance", session: 1 });
   assert.match((await worker.next()).message, /unknown message type dance/);
   worker.send({ type: "start", session: 2, settings: { ...EDGE, stepSize: 50 } });
