@@ -88,6 +88,8 @@ def assert_same_record(run: Run, other: Run) -> None:
     assert run.final_point.tobytes() == other.final_point.tobytes()
     for name in ("num_gradients", "num_products", "unconverged_measurements", "runs_together"):
         assert run.provenance[name] == pytest.approx(other.provenance[name]), name
+    name = "largest_step_times_sharpness"  # of a flow
+    assert run.provenance.get(name) == other.provenance.get(name)
 
 
 def one(rule, make=objective, **options):
@@ -131,18 +133,22 @@ def flow(checkpoint=None, report=None):
             small(dtype="float64"),
             duration=STEPS / 10,
             tick=0.1,
+            measurements=[Measurement("memory", Remembers(), every(7))],
             checkpoint=checkpoint,
             report=report,
         )
     ]
 
 
-def quadratic(checkpoint=None, report=None):
+def quadratic():
     model = small(dtype="float64")
-    twin = TaylorQuadratic(model, model.initial_point)
-    return [
-        train(twin, GradientDescent(0.05), num_steps=STEPS, checkpoint=checkpoint, report=report)
-    ]
+    return TaylorQuadratic(model, model.initial_point)
+
+
+def parabola():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(model.weight)
+    return Objective(model, torch.ones(1, 1), torch.zeros(1, 1), dtype="float64")
 
 
 CASES = {
@@ -155,7 +161,8 @@ CASES = {
     "several eigenvalues": eigenvalues_and_more,
     "several runs": several,
     "gradient flow": flow,
-    "quadratic model": quadratic,
+    "quadratic model": one(GradientDescent(0.05), make=quadratic),
+    "divergence": one(GradientDescent(2.18), make=parabola),
 }
 
 
@@ -181,11 +188,28 @@ def test_resuming_twice_is_on_record_twice(tmp_path):
     for step in (10, 20):
         with pytest.raises(CutOff):
             follow(Checkpoint(path, interval=0), cut_at(step))
+    content = torch.load(path, weights_only=True)
+    content["state"]["runs"][0]["record"]["seconds"] += 1000
+    torch.save(content, path)
     (run,) = follow(Checkpoint(path))
+    assert 1000 < run.provenance["seconds"] < 1600
     assert [at["step"] for at in run.provenance["resumed"]] == [10, 20]
     for at in run.provenance["resumed"]:
         assert (at["device_before"], at["torch_before"]) == ("cpu", torch.__version__)
     assert_same_record(run, follow()[0])
+
+
+def test_a_report_after_resuming_is_told_the_loss_last_measured(tmp_path):
+    path = tmp_path / "run.checkpoint"
+
+    def told(checkpoint=None):
+        seen = []
+        CASES["mini-batches"](checkpoint, lambda now: seen.append(now.loss))
+        return seen
+
+    with pytest.raises(CutOff):
+        CASES["mini-batches"](Checkpoint(path, interval=0), cut_at(37))
+    assert told(Checkpoint(path)) == told()[37:]
 
 
 def test_without_the_trackers_memory_it_would_not_be_the_same(tmp_path, monkeypatch):
@@ -196,6 +220,9 @@ def test_without_the_trackers_memory_it_would_not_be_the_same(tmp_path, monkeypa
     monkeypatch.setattr(SharpnessTracker, "load_state_dict", lambda self, state: None)
     (run,), (whole,) = follow(Checkpoint(path)), follow()
     assert not np.array_equal(run["sharpness"].values, whole["sharpness"].values)
+
+
+NORM = Measurement("norm", torch.norm, every(1))
 
 
 def test_a_checkpoint_belongs_to_one_training(tmp_path):
@@ -215,7 +242,26 @@ def test_a_checkpoint_belongs_to_one_training(tmp_path):
         train(
             task, Polyak(0.3, 0.9), num_steps=STEPS, sharpness=tracker, checkpoint=Checkpoint(path)
         )
+    for seen, change in (
+        (r"divergence_factor was 1000000\.0, now 1000\.0", {"divergence_factor": 1e3}),
+        (r"measurements was \[\], now \['norm'\]", {"measurements": [NORM]}),
+    ):
+        with pytest.raises(CheckpointError, match=seen):
+            one(Polyak(0.3, 0.9), **change)(Checkpoint(path))
     assert path.read_bytes() == before
+
+
+def test_a_checkpoint_of_a_flow_belongs_to_one_flow(tmp_path):
+    task, path = small(), tmp_path / "run.checkpoint"
+    with pytest.raises(CutOff):
+        follow_flow(task, Checkpoint(path, interval=0), cut_at(5))
+    for seen, change in (
+        (r"start was '\w+', now", {"theta": torch.zeros(19)}),
+        (r"tracker\.rtol was 0\.001, now 0\.1", {"sharpness": SharpnessTracker(task, rtol=0.1)}),
+        (r"measurements was \[\], now \['norm'\]", {"measurements": [NORM]}),
+    ):
+        with pytest.raises(CheckpointError, match=seen):
+            gradient_flow(task, duration=9, checkpoint=Checkpoint(path), **change)
 
 
 INPUTS = torch.randn(12, 4, generator=torch.Generator().manual_seed(5))
@@ -338,6 +384,14 @@ def test_a_checkpoint_of_version_2_is_taken_whatever_its_layers(tmp_path):
         follow(Checkpoint(path))
 
 
+def test_a_checkpoint_of_a_later_version_is_refused(tmp_path):
+    path = tmp_path / "run.checkpoint"
+    Checkpoint(path, interval=0).offer({}, dict)
+    torch.save(torch.load(path, weights_only=True) | {"version": 99}, path)
+    with pytest.raises(CheckpointError, match="format eoslib-checkpoint 99"):
+        Checkpoint(path).load({})
+
+
 def test_a_full_disk_is_named_and_the_last_checkpoint_kept(tmp_path, monkeypatch):
     path = tmp_path / "run.checkpoint"
     with pytest.raises(CutOff):
@@ -395,6 +449,22 @@ def test_it_is_saved_after_the_interval_and_not_before(tmp_path, monkeypatch):
         Checkpoint(tmp_path / "c", interval=-1)
 
 
+def test_saving_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    checkpoint, saved = Checkpoint(tmp_path / "c", interval=60), []
+
+    def slow():
+        saved.append(clock[0])
+        clock[0] += 10
+        return {}
+
+    while clock[0] < 500:
+        checkpoint.offer({}, slow)
+        clock[0] += 1
+    assert saved == [60, 270, 480]
+
+
 def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     checkpoint = Checkpoint(tmp_path / "c", interval=0)
     checkpoint.offer({"a": 1}, lambda: {"step": 1})
@@ -427,6 +497,16 @@ def test_a_signal_saves_and_ends_the_run(number, tmp_path):
     assert signal.getsignal(number) is before
     assert not checkpoint.stop_requested  # so that the same object may go on
     assert_same_record(CASES["polyak"](Checkpoint(tmp_path / "c"))[0], CASES["polyak"]()[0])
+
+
+def test_a_second_signal_acts_as_it_always_does(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "c")
+    with checkpoint.saving_on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert checkpoint.stop_requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
 
 
 KILLED = """

@@ -127,10 +127,11 @@ def test_pairs_that_were_not_found_are_nan():
     assert few.vectors.shape == (60, 3)
 
 
-def test_a_product_that_is_not_finite_is_said():
+@pytest.mark.parametrize("solve", [lanczos, power_iteration])
+def test_a_product_that_is_not_finite_is_said(solve):
     operator = SymmetricOperator(lambda v: v * torch.nan, 10, dtype=DOUBLE)
-    result = lanczos(operator)
-    assert result.status is EigenStatus.NOT_FINITE
+    result = solve(operator)
+    assert (result.status, result.num_products) == (EigenStatus.NOT_FINITE, 1)
     with pytest.raises(UnconvergedError, match="NaN or infinite"):
         result.eigenvalue()
 
@@ -141,6 +142,37 @@ def test_a_warm_start_spends_fewer_products():
     warm = lanczos(operator, 2, start=cold.vectors, rtol=1e-6)
     assert warm.num_products == 2 < cold.num_products
     assert torch.allclose(warm.values, cold.values, rtol=1e-8)
+
+
+def test_vectors_of_a_start_that_are_zero_cost_nothing():
+    operator, basis = with_spectrum(SPECTRA["positive"])
+    start = torch.stack([torch.zeros(60, dtype=DOUBLE), basis[:, -1]], dim=1)
+    result = lanczos(operator, start=start)
+    assert (result.status, result.num_products) == (EigenStatus.CONVERGED, 1)
+
+
+def test_in_lockstep_each_start_is_used_whole():
+    basis = torch.eye(30, dtype=DOUBLE)
+    matrix = torch.diag(torch.arange(1.0, 31.0, dtype=DOUBLE))
+    operator = SymmetricOperator.from_dense(torch.stack([matrix, matrix]))
+    starts = [torch.ones(30, dtype=DOUBLE), basis[:, [10, 29]]]  # an eigenvector, and the top one
+    found = lanczos_together(operator, starts=starts, rtol=1e-6)
+    assert [result.eigenvalue() for result in found] == pytest.approx([30, 30])
+
+
+def test_products_without_a_limit_given():
+    operator, _ = with_spectrum(torch.linspace(0, 1, 500, dtype=DOUBLE))
+    result = lanczos(operator, 2, rtol=1e-13, max_basis=8)
+    assert (result.status, result.num_products) == (EigenStatus.MAX_PRODUCTS, 20 * 2 + 200)
+
+
+def test_a_callback_sees_every_product_from_the_kth_on():
+    seen = []
+    operator, _ = with_spectrum(SPECTRA["positive"])
+    result = lanczos(operator, 2, callback=seen.append)
+    assert [now.num_products for now in seen] == list(range(2, result.num_products + 1))
+    assert {now.status for now in seen} == {EigenStatus.MAX_PRODUCTS}
+    assert torch.equal(seen[-1].values, result.values)
 
 
 def test_the_same_seed_gives_the_same_bits():
@@ -172,6 +204,11 @@ def test_wrong_arguments(arguments, message):
 def test_dense_matrices_must_be_symmetric():
     with pytest.raises(ValueError, match="differs from its transpose"):
         SymmetricOperator.from_dense(torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
+    with pytest.raises(ValueError, match="differs from its transpose"):
+        SymmetricOperator.from_dense(1e-8 * torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
+    rounded = 1e8 * torch.eye(2)
+    rounded[0, 1] = 1
+    SymmetricOperator.from_dense(rounded)
     with pytest.raises(ValueError, match="square matrix"):
         SymmetricOperator.from_dense(torch.zeros(2, 3))
 
@@ -195,6 +232,14 @@ def test_a_start_from_a_distant_operator_is_not_trusted(turned, status, which):
     else:
         with pytest.raises(UnconvergedError, match="not near the one that the start belongs to"):
             result.eigenvalue()
+
+
+def test_a_direction_outside_of_the_start_counts_against_the_last_eigenvalue_asked_for():
+    eigenvalues = torch.cat([torch.tensor([5.0, 2.0]), torch.linspace(0, 1.5, 58)]).double()
+    operator, basis = with_spectrum(eigenvalues)
+    start = Start(basis[:, :2], torch.tensor([5.0, 2.0, 3.0], dtype=DOUBLE))
+    assert lanczos(operator, 2, start=start, accuracy=1e-3).status is EigenStatus.LOST
+    assert lanczos(operator, 1, start=start, accuracy=1e-3).status is EigenStatus.CONVERGED
 
 
 def test_long_float32_vectors_in_lockstep_are_as_good_as_alone():
@@ -284,4 +329,6 @@ def test_power_iteration_starts_from_one_vector():
 
 def test_an_operator_whose_products_carry_a_graph():
     matrix = torch.diag(torch.arange(1.0, 6.0, dtype=torch.float64)).requires_grad_()
-    assert lanczos(SymmetricOperator.from_dense(matrix)).eigenvalue() == pytest.approx(5)
+    operator = SymmetricOperator.from_dense(matrix)
+    assert lanczos(operator).eigenvalue() == pytest.approx(5)
+    assert not operator.to_dense().requires_grad

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import math
 import os
 import pickle
 import signal
@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,11 +24,14 @@ from eoslib import (
     GradientDescent,
     Objective,
     Polyak,
+    RandomProjection,
     Run,
     SharpnessTracker,
     TaylorQuadratic,
     build,
+    effective_smoothness,
     load_dataset,
+    sharpness_between,
     train,
 )
 from eoslib import experiment as module
@@ -119,6 +123,8 @@ def test_the_key_is_the_same_in_every_process_and_version():
         ({"optimizer": "nestrov"}, "unknown optimizer 'nestrov'; did you mean 'nesterov'"),
         ({"quantities": {"accurcy": {"every": 1}}}, "did you mean 'accuracy'"),
         ({"quantities": {"accuracy": {}}}, "needs every=INTERVAL or at=STEPS"),
+        ({"quantities": {"accuracy": {"every": 1, "at": [0]}}}, "needs every=INTERVAL or at=STEPS"),
+        ({"seed": 2**63}, "seed must fit in 64 bits"),
         ({"lr": None}, "the optimizer 'gd' needs lr"),
         ({"lr": -1.0}, "finite and above 0"),
         ({"beta": 0.9}, "beta has no meaning for the optimizer 'gd'"),
@@ -154,6 +160,27 @@ def test_an_experiment_is_the_training_written_by_hand(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [
         run_path(small(optimizer="polyak", beta=0.5), tmp_path).name
     ]
+
+
+def test_settings_reach_the_training(tmp_path):
+    run = run_experiment(small(seed=3, batch_size=5, eigenvalues=2), tmp_path)
+    assert (run.settings["seed"], run.settings["batch_seed"]) == (3, 3)
+    assert run["eigenvalues"].values.shape == (len(run["sharpness"]), 2)
+    run = run_experiment(small(lr=2.0, divergence_factor=1.0), tmp_path)
+    assert run.outcome.status == "diverged"
+    assert run["loss"].values.max() <= run["loss"].values[0]
+    run = run_experiment(small(loss_goal=0.3), tmp_path)
+    assert run.outcome.status == "goal reached"
+    assert run["loss"].values[-1] < 0.3 <= run["loss"].values[-2]
+
+
+@pytest.mark.parametrize(
+    ("method", "due"), [({"optimizer": "flow", "tick": 1.0}, [0, 1, 2, 3]), ({"lr": 0.1}, [0])]
+)
+def test_a_flow_is_asked_for_its_accuracy_at_every_tick(method, due):
+    always = SimpleNamespace(accuracy=lambda theta: 1.0)
+    (rule,) = Experiment(**SMALL, **method, accuracy_goal=0.5).stop_rules(always)
+    assert [step for step in range(4) if rule(SimpleNamespace(step=step, theta=None))] == due
 
 
 def test_a_finished_run_is_found_and_not_repeated(tmp_path, monkeypatch):
@@ -204,6 +231,16 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(number, tmp_path):
         assert_same_record(run, reference)
         assert run.provenance["resumed"][0]["step"] == 18
     assert {path.suffix for path in (tmp_path / "a").iterdir()} == {".npz"}
+
+
+def test_a_signal_at_the_last_step_finds_the_run_saved(tmp_path):
+    def interrupt(now):
+        if now.step == 40:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="done and saved"):
+        run_experiment(small(), tmp_path, report=interrupt)
+    assert Run.load(run_path(small(), tmp_path)).outcome.status == "completed"
 
 
 def command(*arguments):
@@ -266,12 +303,13 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path):
 
 
 def test_two_processes_do_not_run_the_same(tmp_path):
-    lock = tmp_path / f"{small().name}.lock"
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(FileExistsError, match="another process is at work"):
-            run_experiment(small(), tmp_path)
-    assert run_experiment(small(), tmp_path).outcome.status == "completed"
+    def beside(now):
+        if now.step == 1:
+            with pytest.raises(FileExistsError, match="another process is at work"):
+                run_experiment(small(), tmp_path)
+
+    run = run_experiment(small(), tmp_path, report=beside)
+    assert run.outcome.status == "completed"
 
 
 # -- memory -------------------------------------------------------------------------------------
@@ -313,15 +351,18 @@ def test_out_of_memory_tries_smaller_passes(error, tmp_path, monkeypatch):
 def test_a_lack_of_memory_is_an_outcome_on_record(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         short_of_memory(patch, 0, ERRORS[0], from_step=10)
-        run = run_experiment(small(), tmp_path)
+        run = run_experiment(small(chunk_size=1), tmp_path)
         assert run.outcome.status == OUT_OF_MEMORY
+        assert run["loss"].steps.tolist() == list(range(run.outcome.step + 1)) != [0]
         assert "CUDA out of memory" in run.outcome.message
         assert run.describe().startswith("out of memory")
         # found, as everything else
         assert run_experiment(small(), tmp_path).outcome == run.outcome
     assert run_experiment(small(), tmp_path).outcome.status == OUT_OF_MEMORY
     assert run_experiment(small(), tmp_path, retry=True).outcome.status == "completed"
-    assert run_experiment(small(), tmp_path).outcome.status == "completed"
+    before = run_path(small(), tmp_path).stat()
+    run_experiment(small(), tmp_path, retry=True)
+    assert run_path(small(), tmp_path).stat() == before
 
 
 def test_ghost_batches_are_not_made_smaller():
@@ -360,9 +401,12 @@ def test_what_differs_in_the_rule_only_runs_together(tmp_path):
     alone = run_experiment(experiments[2], tmp_path / "alone")
     np.testing.assert_allclose(runs[1]["loss"].values, alone["loss"].values, rtol=1e-3)
     # what asks for the rule, and what has none, runs by itself
-    taylor = {"quantities": {"taylor": {"at": [0]}}}
+    names = ("between", "effective", "taylor", "top-direction", "expected-change")
+    for name, more in zip(names, (*[{}] * 4, {"batch_size": 3}), strict=True):
+        asks = {"quantities": {name: {"at": [0], **more}}}
+        assert len(batches_of([small(**asks), small(lr=0.2, **asks)])) == 2, name
     flow = Experiment(**SMALL, optimizer="flow", tick=0.1)
-    assert len(batches_of([small(**taylor), small(lr=0.2, **taylor), flow, flow])) == 3
+    assert len(batches_of([small(), flow, flow])) == 2
 
 
 def test_a_kill_between_two_of_the_saved_runs_loses_none(tmp_path, monkeypatch):
@@ -388,18 +432,21 @@ def test_a_kill_between_two_of_the_saved_runs_loses_none(tmp_path, monkeypatch):
 
 
 def test_a_run_on_other_data_is_not_taken_for_this_ones(tmp_path):
-    random, files = np.random.default_rng(0), []
-    for number in range(2):
-        files.append(tmp_path / f"{number}.npz")
-        images = random.integers(0, 256, (10, 3, 32, 32), dtype=np.uint8)
-        np.savez(files[-1], x_train=images, y_train=np.arange(10))
+    files = [tmp_path / f"{number}.npz" for number in range(3)]
+    images = np.random.default_rng(0).integers(0, 256, (2, 10, 3, 32, 32), dtype=np.uint8)
+    labels = np.arange(10)
+    contents = [(images[0], labels), (images[1], labels), (images[0], labels[::-1])]
+    for path, (x, y) in zip(files, contents, strict=True):
+        np.savez(path, x_train=x, y_train=y)
     settings = {"dataset": "cifar10-10-per_pixel", "architecture": "fc-tanh", "num_steps": 2}
     experiment = Experiment(**settings, architecture_options={"widths": [4]}, lr=0.1)
     run = run_experiment(experiment, tmp_path / "runs", data=files[0])
     again = run_experiment(experiment, tmp_path / "runs", data=files[0])
     assert_same_record(run, again)
-    with pytest.raises(FileExistsError, match=r"on other data .*from 0.npz.*than those of .*1.npz"):
-        run_experiment(experiment, tmp_path / "runs", data=files[1])
+    for other in files[1:]:
+        message = rf"on other data .*from 0.npz.*than those of .*{other.name}"
+        with pytest.raises(FileExistsError, match=message):
+            run_experiment(experiment, tmp_path / "runs", data=other)
 
 
 def test_convolutions_run_one_by_one_unless_told_otherwise(tmp_path):
@@ -447,6 +494,11 @@ def test_a_sweep_over_an_executor_is_the_sweep_without(make, tmp_path):
         assert_same_record(run, reference)
         assert run.settings["experiment"] == experiment.to_json()
         assert run_path(experiment, tmp_path / "b").exists()
+
+
+def test_a_report_does_not_travel(tmp_path):
+    with pytest.raises(ValueError, match="a report cannot travel"):
+        sweep([small()], tmp_path, executor=Elsewhere(tmp_path), report=print)
 
 
 def test_runs_come_home_from_a_machine_with_another_disk(tmp_path):
@@ -553,14 +605,14 @@ def test_sharpness_on_a_subset(tmp_path):
 
 
 def test_quantities(tmp_path):
-    lr = 0.05
+    lr = 1.0
     names = {
         "between": {"at": [3]},
-        "effective": {"at": [3]},
+        "effective": {"at": [3], "num_points": 1},
         "gauss-newton": {"at": [3], "rtol": 1e-6},
         "taylor": {"at": [3], "num_steps": 4},
         "expected-change": {"at": [3], "batch_size": 12, "num_batches": 3},
-        "projection": {"every": 20, "dimension": 4},
+        "projection": {"every": 20, "dimension": 4, "seed": 9},
     }
     run = run_experiment(small(lr=lr, dtype="float64", quantities=names), tmp_path)
     task = objective(dtype="float64")
@@ -575,11 +627,35 @@ def test_quantities(tmp_path):
     dense = torch.stack([product(row) for row in torch.eye(len(theta)).double()])
     top = float(torch.linalg.eigvalsh(dense)[-1])
     assert run["gauss-newton"].values[0] == pytest.approx(top, rel=1e-5)
-    largest, fraction = run["between"].values[0]
-    assert 0 <= fraction <= 1
-    assert largest >= float(SharpnessTracker(task, rtol=1e-6)(theta)[0]) * (1 - 1e-3)
-    assert run["effective"].values[0] <= largest * (1 + 1e-2)
+    after = theta - lr * task.gradient(theta)
+    between = sharpness_between(task, theta, after, num_points=3, resolution=0.1)
+    found = run["between"].values[0]
+    assert found == pytest.approx([between.value, between.fraction], rel=1e-2)
+    effective = effective_smoothness(task, theta, lr, num_points=1)
+    assert run["effective"].values[0] == pytest.approx(effective, rel=1e-9)
     assert run["projection"].values.shape == (3, 4)
+    projected = RandomProjection(len(theta), 4, seed=9)(task.initial_point)
+    np.testing.assert_allclose(run["projection"].values[0], projected)
+
+
+def test_the_expected_change_is_the_mean_over_batches_of_its_seed(tmp_path):
+    names = {"expected-change": {"at": [0], "batch_size": 3, "num_batches": 20, "seed": 4}}
+    run = run_experiment(small(dtype="float64", quantities=names), tmp_path, device="cpu")
+    task, random = objective(dtype="float64"), torch.Generator().manual_seed(4)
+    theta, changes = task.initial_point, []
+    for _ in range(20):
+        rows = torch.randperm(12, generator=random)[:3]
+        after = theta - 0.1 * task.minibatch_gradient(theta, rows)
+        changes.append(float(task.value(after) - task.value(theta)))
+    wanted = [np.mean(changes), np.std(changes, ddof=1) / math.sqrt(20)]
+    assert run["expected-change"].values[0] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_quantities_of_another_rule_are_refused(tmp_path):
+    for rule in ({"lr_changes": [(3, 0.2)]}, {"optimizer": "polyak", "beta": 0.5}):
+        for name in ("between", "effective"):
+            with pytest.raises(ValueError, match=f"'{name}' is defined for gradient descent with"):
+                run_experiment(small(**rule, quantities={name: {"at": [0]}}), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -626,7 +702,22 @@ def test_the_swing_along_the_top_direction(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
 
 
-def test_output_curvature_of_a_network_that_says_nothing(tmp_path):
+def test_the_swing_goes_on_from_a_checkpoint(tmp_path):
+    settings = {"num_steps": 8, "sharpness_every": 1, "quantities": {"top-direction": {"every": 1}}}
+    experiment = small(lr=1.1, **settings)  # above its threshold from the start
+
+    def cut(now):
+        if now.step == 5:
+            raise CutOff
+
+    with pytest.raises(CutOff):
+        run_experiment(experiment, tmp_path / "a", report=cut, checkpoint_interval=0)
+    resumed = run_experiment(experiment, tmp_path / "a")
+    assert np.isfinite(resumed["top-direction"].values).all()
+    assert_same_record(resumed, run_experiment(experiment, tmp_path / "b"))
+
+
+def test_output_curvature_is_the_trace_of_cross_entropys_hessian(tmp_path):
     settings = {
         "dataset": "digits-1k",
         "architecture": "fc-tanh",
@@ -636,8 +727,12 @@ def test_output_curvature_of_a_network_that_says_nothing(tmp_path):
         "num_steps": 1,
         "quantities": {"output-curvature": {"at": [0]}, "accuracy": {"at": [0]}},
     }
-    run = run_experiment(Experiment(**settings), tmp_path)
-    assert 0 < run["output-curvature"].values[0] <= 1 - 1 / 10
+    run = run_experiment(Experiment(**settings), tmp_path, device="cpu")
+    network = build("fc-tanh", 64, 10, widths=(4,), init="lecun")
+    task = Objective.from_dataset(network, load_dataset("digits-1k"), "cross_entropy")
+    p = task.outputs(task.initial_point).double().softmax(dim=1)
+    trace = float((1 - p.square().sum(dim=1)).mean())
+    assert run["output-curvature"].values[0] == pytest.approx(trace, rel=1e-6)
     assert 0 <= run["accuracy"].values[0] <= 1
     with pytest.raises(ValueError, match="softmax"):
         run_experiment(Experiment(**{**settings, "loss": "square"}), tmp_path)

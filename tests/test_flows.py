@@ -97,6 +97,23 @@ def test_negative_curvature_shortens_the_steps():
     assert run.sharpness.values[0] == pytest.approx(-40, rel=1e-3)
 
 
+def test_a_whole_number_of_ticks_gets_no_tick_more():
+    run = gradient_flow(quadratic([1.0]), duration=3 * 0.1, tick=0.1)
+    assert 3 * 0.1 / 0.1 > 3
+    assert run.outcome.step == 3
+
+
+def test_the_largest_step_times_sharpness_is_that_of_all_ticks():
+    objective = small()
+    theta = 3 * objective.initial_point  # from where the sharpness falls
+    run = gradient_flow(objective, duration=10, tick=2.0, alpha=0.5, theta=theta)
+    sharpness = run.sharpness.values
+    steps = [2 / math.ceil(2 * top / 0.5) for top in sharpness]
+    products = [step * top for step, top in zip(steps[:-1], sharpness[1:], strict=True)]
+    largest = run.provenance["largest_step_times_sharpness"]
+    assert products[-1] + 2e-3 < max(products) == pytest.approx(largest, abs=1e-3)
+
+
 def test_gradient_descent_with_small_steps_follows_the_flow_of_a_network():
     flow = gradient_flow(small(), duration=20, tick=2.0, alpha=0.5)
     apart = []
@@ -118,6 +135,8 @@ def test_stop_rules_budgets_and_requests_end_it_on_record(tmp_path):
     assert budget.outcome.status == "stopped"
     assert "max_gradients" in budget.outcome.message
     assert budget.provenance["num_gradients"] <= 500
+    spent = gradient_flow(small(), duration=5).provenance["num_gradients"]
+    assert gradient_flow(small(), duration=5, max_gradients=spent).outcome.status == "completed"
     seen = []
     asked = gradient_flow(
         small(), duration=10, report=lambda now: seen.append(now.step) or now.step == 3
@@ -127,6 +146,14 @@ def test_stop_rules_budgets_and_requests_end_it_on_record(tmp_path):
     assert again.threshold == math.inf
     assert again.time_per_step == 1.0
     assert "3 units of time" in again.describe()
+
+
+def test_a_sharpness_that_is_not_found_ends_it():
+    objective = small()
+    tracker = SharpnessTracker(objective, rtol=1e-11, max_products=2)
+    run = gradient_flow(objective, duration=3, sharpness=tracker)
+    assert (run.outcome.status, run.outcome.step) == ("stopped", 0)
+    assert "the sharpness was not found at time 0; raise max_products" in run.outcome.message
 
 
 def test_several_eigenvalues_are_recorded():
@@ -152,6 +179,12 @@ def test_a_loss_that_is_not_finite_is_an_outcome():
 def test_bad_arguments_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         gradient_flow(small(), **{"duration": 1, **wrong})
+
+
+def test_measurements_of_one_name_are_refused():
+    clash = [Measurement("loss", torch.norm, every(1))]
+    with pytest.raises(ValueError, match="measurement names must be unique"):
+        gradient_flow(small(), duration=1, measurements=clash)
 
 
 def test_a_flow_is_drawn_over_time_only():

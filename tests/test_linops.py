@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import linalg
 
-from eoslib import SymmetricOperator, lanczos, scipy_eigsh
+from eoslib import EigenStatus, SymmetricOperator, lanczos, scipy_eigsh
 
 DOUBLE = torch.float64
 
@@ -26,6 +27,9 @@ def test_sums_and_multiples():
     other = SymmetricOperator.from_dense(random_symmetric(5))
     with pytest.raises(ValueError, match=r"shape \(7,\).*\(5,\).*cannot be added"):
         first + other
+    single = SymmetricOperator.from_dense(a.float())
+    with pytest.raises(ValueError, match=r"float64 on cpu and .*float32 on cpu cannot be added"):
+        first + single
 
 
 def test_a_preconditioned_operator_has_the_eigenvalues_of_the_quotient():
@@ -62,16 +66,25 @@ def test_scipys_solver_agrees(dtype):
     operator = SymmetricOperator.from_dense(matrix)
     assert operator.to_scipy().dtype == np.dtype(str(dtype).removeprefix("torch."))
     for which in ("largest_algebraic", "smallest_algebraic"):
+        before = operator.num_products
         reference = scipy_eigsh(operator, 3, which=which)
+        assert 3 < reference.num_products <= operator.num_products - before
         ours = lanczos(operator, 3, which=which, rtol=1e-4)
         assert torch.allclose(reference.values, ours.values, rtol=1e-4)
         assert torch.allclose(
             reference.vectors.T @ reference.vectors, torch.eye(3).to(dtype), atol=1e-4
         )
         assert float(reference.residual_norms.max()) < 1e-3 * float(reference.values.abs().max())
-        assert reference.num_products > 3
     with pytest.raises(ValueError, match=r"k must be a whole number in 1\.\.29"):
         scipy_eigsh(operator, 30)
+
+
+def test_what_scipys_solver_did_not_find_is_nan(monkeypatch):
+    operator, solve = SymmetricOperator.from_dense(random_symmetric(100)), linalg.eigsh
+    monkeypatch.setattr(linalg, "eigsh", lambda *a, **o: solve(*a, **{**o, "maxiter": 1}))
+    result = scipy_eigsh(operator, 3)
+    assert result.status is EigenStatus.MAX_PRODUCTS
+    assert result.values.shape == (3,) and torch.isnan(result.values).any()
 
 
 @pytest.mark.parametrize("matrix", [torch.zeros(0, 0), torch.eye(2, dtype=torch.int64), np.eye(2)])

@@ -261,6 +261,8 @@ def test_token_cross_entropy_is_the_mean_over_all_words():
         Objective.from_dataset(
             build("fc-tanh", 64, 10, widths=(4,)), digits(5), "token_cross_entropy"
         )
+    with pytest.raises(ValueError, match="one int64 label per word"):
+        get_loss("token_cross_entropy").check(torch.zeros(2, 3, 4), torch.full((2, 3, 4), 1 / 3))
     assert get_loss("token_cross_entropy").label.endswith("per word)")
 
 

@@ -102,13 +102,16 @@ def test_chains_that_are_not_what_they_seem_are_left_to_autograd():
     def model():
         return nn.Sequential(nn.Linear(64, 10), nn.Tanh(), nn.Linear(10, 10))
 
-    hooked, inplace, shared, patched = (model() for _ in range(4))
+    hooked, before, inplace, shared, patched, flat = (model() for _ in range(6))
     hooked[0].register_forward_hook(lambda module, args, result: 2 * result)
+    before[0].register_forward_pre_hook(lambda module, args: 2 * args[0])
     inplace[1] = nn.ReLU(inplace=True)
     shared[0].bias = shared[2].bias
     patched[1].forward = torch.sin
+    flat[1] = nn.Flatten(1)
+    others = (hooked, before, inplace, shared, patched, flat)
     assert chain_of(model()) is not None
-    assert [chain_of(m) for m in (hooked, inplace, shared, patched)] == [None] * 4
+    assert [chain_of(m) for m in others] == [None] * len(others)
 
 
 def test_hessian_of_linear_least_squares_is_the_closed_form():
@@ -243,14 +246,17 @@ def test_data_and_point_are_copied():
     inputs.zero_()
     assert float(objective.value(theta)) == before
     v = torch.ones(8, dtype=DOUBLE)
-    for chunk_size in (None, 2):
+    for chunk_size in (None, 20):
         objective = small_objective(chunk_size=chunk_size)
-        theta = objective.initial_point.clone()
-        v = torch.ones_like(theta)
-        operator = objective.hessian(theta)
-        product = operator @ v
-        theta.mul_(2)
-        assert torch.equal(operator @ v, product)
+        for chain in (objective._chain, None):
+            objective._chain = chain
+            for make in (objective.hessian, objective.gauss_newton):
+                theta = objective.initial_point.clone()
+                v = torch.ones_like(theta)
+                operator = make(theta)
+                product = operator @ v
+                theta.mul_(2)
+                assert torch.equal(operator @ v, product)
 
 
 def test_derivatives_under_no_grad_and_of_a_loss_that_counts_nothing_in_a_chunk():
@@ -349,6 +355,7 @@ def test_further_products_at_a_point_share_the_graph():
 
     objective = Objective(Counting(3, 2), torch.randn(5, 3), torch.randn(5, 2))
     operator = objective.hessian(objective.initial_point)
+    assert objective.num_gradients == 1
     forward_passes = calls
     for _ in range(5):
         operator @ objective.initial_point
@@ -631,6 +638,8 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"'1' is Dropout\(p=0.2\) in training mode.*eval\(\)"):
             Objective(model, self.data.inputs, self.data.targets)
         Objective(model.eval(), self.data.inputs, self.data.targets)
+        model = nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.0), nn.Linear(4, 1))
+        Objective(model, self.data.inputs, self.data.targets)
 
     def test_batch_norm_in_training_mode(self):
         model = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
@@ -697,6 +706,9 @@ class TestRefusals:
         model = build("fc-tanh", 64, 10, widths=(4,))
         with pytest.raises(ValueError, match="no probabilities"):
             Objective(model, data.inputs, data.targets * 2, "cross_entropy")
+        rows = 2 * data.targets - 0.1  # their sums are 1
+        with pytest.raises(ValueError, match="no probabilities"):
+            Objective(model, data.inputs, rows, "cross_entropy")
 
     def test_an_empty_data_set(self):
         with pytest.raises(ValueError, match="data set is empty"):
@@ -857,6 +869,19 @@ def test_weight_normalisation_is_differentiated_twice(dim):
     assert torch.allclose(objective.hessian(theta).to_dense(), expected, atol=1e-8)
     together = objective.hessian(torch.stack([theta, theta])) @ torch.ones(2, len(theta))
     assert torch.allclose(together[1], expected.sum(dim=1), atol=1e-8)
+
+
+def test_weight_normalisation_of_a_vector():
+    torch.manual_seed(0)
+    norm = parametrizations.weight_norm(nn.LayerNorm(2), dim=0)
+    model = nn.Sequential(nn.Linear(3, 2), norm, nn.Tanh())
+    with torch.no_grad():
+        norm.parametrizations.weight.original1.mul_(-2)
+    objective = Objective(model, torch.randn(7, 3), torch.randn(7, 2), dtype=DOUBLE)
+    theta = objective.initial_point
+    assert torch.allclose(objective.outputs(theta), model.double()(objective.inputs))
+    found = objective.hessian(theta).to_dense()
+    assert torch.allclose(found, hessian_by_differences(objective), atol=1e-8)
 
 
 def test_complex_buffers_stay_complex():
@@ -1286,6 +1311,8 @@ def test_sizes_may_be_numpys():
 
 
 def test_accuracy_counts_no_label_below_zero_and_no_nan():
+    one_nan = torch.eye(4).index_fill(0, torch.tensor([2]), torch.nan)
+    assert math.isnan(losses.accuracy(one_nan, torch.arange(4)))
     outputs = torch.eye(4)
     assert losses.accuracy(outputs, torch.tensor([0, 1, -100, -1])) == 1
     assert losses.accuracy(outputs, torch.tensor([0, 2, -100, -1])) == 0.5

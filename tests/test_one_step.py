@@ -355,6 +355,8 @@ def test_a_step_out_of_the_region_where_the_loss_is_finite():
     for function, arguments in ((relative_progress, (0.1,)), (critical_sharpness, ())):
         with pytest.raises(ValueError, match="the loss at the point is nan"):
             function(scalar(torch.log), at(-1), *arguments)
+        with pytest.raises(ValueError, match="it or the gradient is not finite"):
+            function(scalar(torch.sqrt, target=1.0), at(0), *arguments)
 
 
 def test_a_minimum_to_the_precision_of_the_dtype_is_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 
 import numpy as np
 import pytest
@@ -61,6 +62,15 @@ def test_saving_over_a_run_is_atomic(tmp_path, monkeypatch):
         make_run(lr=0.2).save(path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["run.npz"]  # noqa: PTH208
+
+
+def test_a_saved_run_may_be_read_by_whom_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        path = make_run().save(tmp_path / "run.npz")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 def test_numpy_numbers_and_nan_in_settings_become_plain_json(tmp_path):
@@ -144,6 +154,7 @@ def test_an_unmeasured_series_is_named():
         ([0.2, 0.5, 1.1, 1.0, 1.0], "completed", "at the edge since step 20"),
         ([0.2, 0.3, 0.5], "completed", "sharpening: sharpness 10, threshold 20"),
         ([0.5, 0.4, 0.3], "completed", "below the edge: sharpness 6, threshold 20"),
+        ([0.2, 0.6, 0.5], "completed", "below the edge: sharpness 10, threshold 20"),
         ([0.2, 0.3, 0.4], "goal reached", "solved before reaching the edge: sharpness 8"),
         ([0.5, 1.2, 1.0, 0.4, 0.3, 0.2], "completed", "was at the edge, now below it"),
         ([2.5, 0.5, 0.4, 0.3, 0.3], "completed", "started above the edge, now below it"),
@@ -153,6 +164,7 @@ def test_an_unmeasured_series_is_named():
             "completed",
             "started above the edge, at the edge since step 10",
         ),
+        ([0.5, *[1.0] * 13, 2.0], "completed", "at the edge since step 10"),
         ([0.5, 1.9], "diverged", "diverged at step 49"),
     ],
 )
@@ -165,6 +177,7 @@ def test_crossing_and_ratio_ignore_missing_measurements():
     assert run.crossing == 20
     assert run.sharpness.steps.tolist() == [0, 20]
     np.testing.assert_allclose(run.sharpness_ratio.values, [0.5, 1.2])
+    assert make_run([0.5, 1.0, 0.9]).crossing == 10
 
 
 def test_a_change_of_the_step_size_moves_the_threshold():

@@ -333,11 +333,12 @@ class _Between(nn.Module):
     ("between", "shape", "options"),
     [
         (nn.BatchNorm1d(6), (6,), {"batch_norm": "full_batch"}),
-        (nn.BatchNorm1d(6), (6,), {"batch_norm": "running"}),
+        (nn.BatchNorm1d(6, eps=0.5), (6,), {"batch_norm": "running"}),
         (nn.LayerNorm(6), (6,), {}),
         (nn.LayerNorm((2, 3), elementwise_affine=False), (2, 3), {}),
         (nn.InstanceNorm1d(3, affine=True), (3, 4), {}),
         (nn.InstanceNorm2d(3), (3, 2, 2), {}),
+        (nn.InstanceNorm1d(3, track_running_stats=True).eval(), (3, 4), {}),
         (nn.GroupNorm(2, 4), (4, 3), {}),
         (nn.TransformerEncoderLayer(4, 2, 8, 0.0, "gelu", batch_first=True), (5, 4), {}),
         (lambda x: F.layer_norm(x, (6,)), (6,), {}),
@@ -347,7 +348,7 @@ class _Between(nn.Module):
     ],
     ids=[
         *("batch norm", "with running statistics", "layer norm", "over two dimensions"),
-        *("instance norm", "of images", "group norm", "Transformer"),
+        *("instance norm", "of images", "by stored statistics", "group norm", "Transformer"),
         *("F.layer_norm", "torch.layer_norm", "by keywords", "F.instance_norm"),
     ],
 )

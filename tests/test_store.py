@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from eoslib import Experiment, Run, Series, run_experiment, store
+from eoslib import Experiment, Outcome, Run, Series, run_experiment, store
 from eoslib.experiment import run_path
+from eoslib.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
@@ -125,6 +127,10 @@ def test_missing_unknown_and_edited_entries_are_found(kept):
             lambda run: run.series.update(loss=Series(np.arange(41), np.full(41, np.nan))),
             "a loss is not finite",
         ),
+        (
+            lambda run: setattr(run, "outcome", Outcome("stopped", 40, "")),
+            "it is not finished: stopped",
+        ),
         (lambda run: setattr(run, "final_point", np.zeros(3)), "it holds a final point"),
         (lambda run: run.settings.pop("experiment"), "of no experiment"),
     ],
@@ -167,7 +173,7 @@ def test_a_store_does_not_grow_beyond_its_limit(computed, kept, monkeypatch):
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
 def test_stored_runs_can_be_replayed(experiment, kept, tmp_path):
     path = run_path(experiment, kept / "a-recipe")
-    apart = store.replayed(path, tmp_path / "again", num_steps=5)
+    apart = store.replayed(path, tmp_path / "again", num_steps=10)
     assert max(apart.values()) < 1e-5
 
     def edit(run):  # consistent, and wrong
@@ -177,6 +183,49 @@ def test_stored_runs_can_be_replayed(experiment, kept, tmp_path):
     store.write_index(kept)
     assert store.problems(kept) == []
     assert store.replayed(path, tmp_path / "again", num_steps=5)["loss"] > 5e-3
+
+
+def test_a_replay_compares_losses_and_sharpnesses_and_misses_none(kept, tmp_path):
+    path = run_path(EXPERIMENTS[0], kept / "a-recipe")
+
+    def edit(run):
+        run["sharpness"].values[0] *= 1.01
+        run.series["loss"] = run["loss"].since(1)
+
+    changed(path, edit)
+    apart = store.replayed(path, tmp_path / "again", num_steps=5)
+    assert apart == {"loss": math.inf, "sharpness": pytest.approx(0.01, rel=0.1)}
+
+
+def test_the_seconds_of_runs_that_were_computed_together_count_once(kept):
+    first, second = Experiment(**SETTINGS, lr=0.1), Experiment(**SETTINGS, lr=0.2)
+    alone = Experiment(**SETTINGS, lr=0.1, seed=1)
+    run = Run.load(run_path(EXPERIMENTS[0], kept / "a-recipe"))
+    for experiment, seconds, more in (
+        (first, 3.0, {"runs_together": 2}),
+        (second, 4.0, {"runs_together": 2}),
+        (alone, 5.0, {"gpu": "Some GPU"}),
+    ):
+        run.settings["experiment"] = experiment.to_json()
+        run.provenance |= {"seconds": seconds, "runs_together": 1, **more}
+        run.save(run_path(experiment, kept / "timed"))
+    assert store.seconds_of("timed", kept) == {"cpu": 4.0, "gpu": 5.0}
+
+
+def test_what_is_left_to_run(tmp_path, monkeypatch):
+    recipes = [recipe for recipe in RECIPES.values() if recipe.by_rule is not None][:1]
+    recipes += [recipe for recipe in RECIPES.values() if recipe.by_rule is None][:1]
+    monkeypatch.setattr(store, "RECIPES", {recipe.name: recipe for recipe in recipes})
+    for recipe in recipes:
+        (tmp_path / recipe.name).mkdir()
+        planned = len({experiment.key for experiment in recipe.experiments})
+        for number in range(planned + (recipe.by_rule is not None)):
+            last = tmp_path / recipe.name / f"{number}.npz"
+            last.touch()
+        last.unlink()
+        assert store.left_to_run(tmp_path)[recipe.name] == number
+        last.touch()
+    assert store.left_to_run(tmp_path) == {}
 
 
 # -- the store of this repository ---------------------------------------------------------------
@@ -217,12 +266,25 @@ def test_the_runs_of_a_recipe_in_order(kept, monkeypatch):
         store.runs_of("a-recipe")
 
 
+def test_runs_of_one_step_size_come_in_the_order_of_its_changes(tmp_path):
+    for step in (4, 3, 2, 1):
+        changing = Experiment(**SETTINGS, lr=0.05, lr_changes=[(step, 0.01)])
+        run_experiment(changing, tmp_path / "changing", device="cpu")
+    found = store.runs_of("changing", tmp_path)
+    assert [run.settings["lr_changes"][0][0] for run in found] == [1, 2, 3, 4]
+
+
 def test_the_origin_of_runs(kept):
     runs = store.runs_of("a-recipe", kept)
     words = store.origin(runs)
     assert words.startswith(f"{len(runs)} stored runs, computed 20")
     assert " on cpu with PyTorch " in words and "T_3 at 12 evenly spaced points" in words
     assert words.count("T_3") == 1
+    for run, hour in zip(runs, "12345", strict=True):
+        run.provenance["date"] = f"2026-01-01T{hour}"
+    assert "computed 2026-01-01 on" in store.origin(runs)
+    runs[0].provenance["date"] = "2026-01-03T1"
+    assert "computed 2026-01-01 to 2026-01-03 on" in store.origin(runs)
     assert store.origin(runs[:1]).startswith("1 stored run, ")
     before = {"device_before": "Some GPU", "torch_before": "2.1"}
     runs[0].provenance["resumed"] = [{"step": 1, "date": "", **before}]

@@ -51,6 +51,15 @@ def test_value_gradient_and_hessian_are_those_of_the_dense_quadratic(chunk_size)
     )
 
 
+def test_the_point_is_copied(objective):
+    theta = objective.initial_point.clone()
+    quadratic = TaylorQuadratic(objective, theta)
+    before = quadratic.value(objective.initial_point + 1)
+    theta.add_(1)
+    assert torch.equal(quadratic.value(objective.initial_point + 1), before)
+    assert torch.equal(quadratic.initial_point, objective.initial_point)
+
+
 def test_it_agrees_with_the_loss_to_second_order(objective):
     theta = objective.initial_point
     quadratic = TaylorQuadratic(objective, theta)
@@ -73,6 +82,8 @@ def test_training_runs_on_it_alone_and_together(objective):
         np.testing.assert_allclose(alone["loss"].values, run["loss"].values, rtol=1e-9)
         np.testing.assert_allclose(run.sharpness.values, top, rtol=1e-3)
         assert run.settings["loss"] == "cross_entropy"
+        assert alone.provenance["num_gradients"] == 21
+        assert alone.provenance["num_products"] > 21
 
 
 @pytest.mark.parametrize("share", [0.95, 1.05])

@@ -181,6 +181,7 @@ def test_other_losses_are_refused(loss, seen):
         (nn.CrossEntropyLoss(weight=WEIGHT), None, r"weight=\[0\.2, 1\.0, 3\.0\]\) has a factor"),
         (nn.CrossEntropyLoss(ignore_index=2), LABELS * 0 + 2, "total weight of 0: all are ignored"),
         (nn.NLLLoss(weight=WEIGHT[:2]), LABELS, r"0\.\.1 for 2 class weights, .* from 0 to 2"),
+        (nn.NLLLoss(weight=WEIGHT), LABELS - 1, r"0\.\.2 for 3 class weights, .* from -1 to 1"),
         (nn.MSELoss(), NUMBERS.numpy(), "must be a tensor, got a ndarray"),
     ],
 )

@@ -181,6 +181,35 @@ def test_eigenvalues_are_added_as_they_come_near_the_edge():
         SharpnessTracker(objective, 3, grow_above=1.0, max_k=2)
 
 
+def test_it_grows_for_the_run_that_is_nearest_to_the_edge():
+    objective = Objective(_Wells(9), torch.zeros(2, 1), torch.zeros(2, 9), dtype=DOUBLE)
+    points = torch.zeros(2, 9, dtype=DOUBLE)
+    points[0, :2], points[1, :2] = 1, 0.1  # curvatures 6 and 0.06
+    tracker = SharpnessTracker(objective, grow_above=1.0, max_k=2)
+    tracker(points)
+    assert tracker.k == 2
+
+
+def test_no_more_eigenvalues_than_parameters():
+    objective = Objective(_Wells(2), torch.zeros(2, 1), torch.zeros(2, 2), dtype=DOUBLE)
+    theta = torch.tensor([1.0, 0.5], dtype=DOUBLE)
+    assert SharpnessTracker(objective, 5)(theta).tolist() == pytest.approx([6, 1.5])
+
+
+def test_the_seed_decides_where_the_search_starts():
+    objective = objective_of("digits")
+    found = [SharpnessTracker(objective, seed=s)(objective.initial_point) for s in (1, 1, 2)]
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_point_that_moves_in_place_is_remembered_where_it_was():
+    objective = objective_of("digits")
+    tracker, theta = SharpnessTracker(objective), objective.initial_point.clone()
+    tracker(theta)
+    theta.add_(1)
+    assert torch.equal(tracker._memories[0][-1].theta, objective.initial_point)
+
+
 def test_the_tracker_follows_the_dense_hessian_along_training():
     data = chebyshev(4)
     model = build("fc-tanh", 1, 1, widths=(8, 8))
@@ -292,3 +321,15 @@ def test_unconverged_measurements_are_recorded_as_missing():
     tracker = SharpnessTracker(objective, rtol=1e-11, max_products=2)
     assert torch.isnan(tracker(objective.initial_point)).all()
     assert tracker.unconverged == 1
+    run = train(objective, GradientDescent(0.1), num_steps=2, sharpness=tracker,
+                sharpness_schedule=every(1))  # fmt: skip
+    assert run.provenance["unconverged_measurements"] == len(run["sharpness"]) == 3
+
+
+def test_a_point_that_is_not_finite_is_unconverged_and_forgotten():
+    objective = objective_of("digits")
+    tracker = SharpnessTracker(objective, cold_every=1)
+    before = tracker(objective.initial_point)
+    assert torch.isnan(tracker(objective.initial_point * torch.nan)).all()
+    assert tracker.unconverged == 1
+    assert torch.allclose(tracker(objective.initial_point), before, rtol=1e-3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from eoslib import (
     GradientDescent,
     InverseSharpness,
+    Loss,
     Measurement,
     Minibatches,
     Objective,
@@ -101,9 +104,12 @@ def test_each_series_has_its_own_steps_and_is_measured_before_the_step():
 
 
 def test_momentum_is_on_record():
-    run = train(small(), Polyak(0.1, beta=0.5), num_steps=3)
-    recorded = {key: run.settings[key] for key in ("optimizer", "lr", "beta", "threshold")}
-    assert recorded == {"optimizer": "polyak", "lr": 0.1, "beta": 0.5, "threshold": 30.0}
+    given = {"lr": 7.0, "seed": 3}  # what was done counts
+    run = train(small(), Polyak(0.1, beta=0.5), num_steps=3, settings=given)
+    recorded = {key: run.settings[key] for key in ("optimizer", "lr", "beta", "threshold", "seed")}
+    assert recorded == {
+        "optimizer": "polyak", "lr": 0.1, "beta": 0.5, "threshold": 30.0, "seed": 3,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("factor", [1e3, 1e6])
@@ -139,6 +145,14 @@ def test_stop_rules():
     for goal, words in ((0.999, "99.95% > 99.9%"), (0.99, "99.95% > 99%")):
         report = accuracy_above(objective, goal)(Snapshot(0, 1, 1.0, theta=None, record=None))
         assert report == f"training accuracy {words}"
+
+
+def test_an_accuracy_goal_is_exceeded_and_asked_for_at_intervals():
+    half = SimpleNamespace(accuracy=lambda theta: 0.5)
+    at = [SimpleNamespace(step=step, theta=None) for step in range(9)]
+    assert accuracy_above(half, 0.5)(at[0]) is None
+    rule = accuracy_above(half, 0.4, interval=4)
+    assert [now.step for now in at if rule(now)] == [0, 4, 8]
 
 
 def test_a_report_can_stop_the_run_and_see_it_so_far():
@@ -180,6 +194,8 @@ def test_schedules():
     assert due == [0, 7, 14, 21, 28]
     spaced = [step for step in range(1001) if log_spaced(4)(step)]
     assert spaced == [0, 1, 2, 3, 6, 10, 18, 32, 56, 100, 178, 316, 562, 1000]
+    decades = [step for step in range(1001) if log_spaced(1, last=1000)(step)]
+    assert decades == [0, 1, 10, 100, 1000]
     for bad in (0, -1, 2.5):
         with pytest.raises(ValueError, match="positive whole number"):
             every(bad)
@@ -369,8 +385,11 @@ def test_runs_with_mini_batches_train_together():
 
 
 def test_stochastic_explosions_between_measurements_are_outcomes():
+    model = nn.Linear(1, 2, bias=False)
+    nn.init.ones_(model.weight)
+    targets = torch.tensor([[1.0, 0.0]])  # nothing pulls at the first weight
     run = train(
-        quadratic(1.0),
+        Objective(model, torch.ones(1, 1), targets, dtype=DOUBLE),
         GradientDescent(1e20),
         num_steps=100,
         sharpness_schedule=every(1000),
@@ -404,6 +423,16 @@ def test_a_first_loss_below_zero_is_no_measure_of_divergence():
     assert run.outcome.status == "completed"
     exploded = train(objective, GradientDescent(40.0), num_steps=50, theta=theta)
     assert exploded.outcome.status == "diverged"
+
+
+def test_a_first_loss_far_below_zero_counts_by_its_size():
+    loss = Loss("low", "low", lambda f, y: 0.5 * (f - y).square() - 100, lambda f, y: None)
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    objective = Objective(model, torch.ones(1, 1), torch.zeros(1, 1), loss, dtype=DOUBLE)
+    run = train(objective, GradientDescent(3.0), num_steps=9, divergence_factor=1.0)
+    assert run["loss"].values.tolist() == pytest.approx([-99.5, -98, -92, -68, 28])
+    assert (run.outcome.status, run.outcome.step) == ("diverged", 5)  # 412 > 99.5
 
 
 def test_a_start_is_brought_to_the_objectives_dtype_and_has_its_shape():

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from eoslib import GradientDescent, Nesterov, Polyak
+from eoslib import GradientDescent, InverseSharpness, Nesterov, Polyak, SharpnessTracker
+from eoslib.update_rules import StepSizeChanges
+from tests.oracles import squared_weight
 
 RULES = [
     GradientDescent(0.1),
@@ -69,3 +71,19 @@ def test_momenta_that_are_none(rule, beta):
         rule(0.1, beta)
     with pytest.raises(ValueError, match="step size must be"):
         rule(0, 0.9)
+
+
+def test_a_step_size_may_change_at_the_first_step():
+    rule, theta = StepSizeChanges(GradientDescent(0.1), [(0, 0.5)]), torch.ones(1)
+    point, _ = rule.step(theta, theta, rule.init(theta))
+    assert float(point) == 0.5
+
+
+def test_the_inverse_sharpness_is_that_of_one_run_that_was_measured():
+    task = squared_weight()
+    tracker, theta = SharpnessTracker(task), task.initial_point
+    rule = InverseSharpness(tracker)
+    for measure in (lambda: None, lambda: tracker(torch.stack([theta, theta]))):
+        measure()
+        with pytest.raises(ValueError, match="needs a tracker of one run that has measured"):
+            rule.step(theta, theta, None)
