@@ -472,7 +472,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "wikitext-2-test": wikitext2,
 }
 
-_DIGITS = re.compile(r"digits-(\d+k?)(?:-redrawn([\d.e-]+)-seed(\d+))?")
+_DIGITS = re.compile(r"digits-(\d+k?)(?:-redrawn(\d[\d.]*(?:e-\d+)?)-seed(\d+))?")
 _LINEAR = re.compile(r"linear-(\d+)-(\d+)(?:-seed(\d+))?")
 _CIFAR10 = re.compile(r"cifar10(-test)?(?:-(\d+k?))?(?:-(per_pixel|per_channel))?")
 _WIKITEXT2 = re.compile(

@@ -49,6 +49,9 @@ __all__ = ["RandomProjection", "gradient_flow", "runge_kutta_step"]
 #: Products that the search for the most negative eigenvalue may spend: at the first tick, later.
 _FIRST_PRODUCTS, _MORE_PRODUCTS = 12, 3
 
+#: While it is less than half of λ₁ in size, it is looked for at every so many ticks.
+_SELDOM = 10
+
 
 def runge_kutta_step(slope: Callable[[Tensor], Tensor], theta: Tensor, step: float) -> Tensor:
     """One step of the classical Runge-Kutta method of order 4 for dθ/dτ = slope(θ).
@@ -113,8 +116,9 @@ def gradient_flow(
         ValueError: an argument is of another type or out of its range, two measurements share a
             name, or the checkpoint is another training's.
 
-    Cost: about 4 λ₁/α gradients per unit of time, and the measurements; one to three products more
-    a tick, and up to a dozen at first, tell whether a negative eigenvalue is the larger one.
+    Cost: about 4 λ₁/α gradients per unit of time, and the measurements. Up to a dozen products more
+    at first tell whether a negative eigenvalue is the larger one, and up to three later: at every
+    tenth tick, or at every tick where it is more than half as large.
     """
     an_objective(objective)
     check_recorded(sharpness, measurements, stop, report, settings, checkpoint)
@@ -149,10 +153,11 @@ def gradient_flow(
     if checkpoint is not None:
         identity[DIGESTS] = objective.digests()
     largest, step, first = 0.0, 0.0, 0
-    lowest: Tensor | None = None
+    lowest, depth = None, 0.0  # of the most negative eigenvalue: the vector, and how far below zero
     if checkpoint is not None and (state := checkpoint.load(identity)) is not None:
         first, largest, step = state["ticks"], state["largest"], state["step"]
         point, lowest = moved([state["point"], state.get("lowest")], point.device)
+        depth = state.get("depth", 0.0)
         recorder.load_state_dict(state["record"], first)
         tracker.load_state_dict(state["tracker"])
         restore(measurements, state["measurements"])
@@ -173,6 +178,7 @@ def gradient_flow(
             "step": step,
             "point": point,
             "lowest": lowest,
+            "depth": depth,
             "record": recorder.state_dict(),
             "tracker": tracker.state_dict(),
             "measurements": state_of(measurements),
@@ -211,17 +217,18 @@ def gradient_flow(
             if ticks == num_ticks:
                 break
             # Only a value larger than λ₁ matters, and that one converges at once. Others go on
-            # from tick to tick.
-            below = lanczos(
-                hessian,
-                which="smallest_algebraic",
-                start=lowest,
-                rtol=0.1,
-                max_products=_FIRST_PRODUCTS if lowest is None else _MORE_PRODUCTS,
-            )
-            lowest = below.vectors[:, 0]
-            rate = max(top, -below.eigenvalue(allow_unconverged=True))
-            num_steps = max(1, math.ceil(tick * rate / alpha))
+            # from tick to tick, and seldom while they are small.
+            if lowest is None or 2 * depth > top or ticks % _SELDOM == 0:
+                below = lanczos(
+                    hessian if own else tracker.objective.hessian(point),
+                    which="smallest_algebraic",
+                    start=lowest,
+                    rtol=0.1,
+                    max_products=_FIRST_PRODUCTS if lowest is None else _MORE_PRODUCTS,
+                )
+                lowest = below.vectors[:, 0]
+                depth = -below.eigenvalue(allow_unconverged=True)
+            num_steps = max(1, math.ceil(tick * max(top, depth) / alpha))
             spent = recorder.num_gradients
             if spent + 4 * num_steps > max_gradients:
                 message = f"out of gradients after {spent:,.0f}; raise max_gradients"

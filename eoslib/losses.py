@@ -90,8 +90,9 @@ def _cross_entropy_terms(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _no_probabilities(targets: Tensor) -> Tensor:
     """Which rows of ``(n, classes, ...)`` have negative entries or another sum than 1."""
-    sums = targets.sum(dim=1)
-    return (targets < 0).any(dim=1) | ~torch.isclose(sums, torch.ones_like(sums), atol=1e-4)
+    rounding = targets.shape[1] * torch.finfo(targets.dtype).eps  # of half precision, for instance
+    off = (targets.double().sum(dim=1) - 1).abs() > max(1e-4, rounding)
+    return (targets < 0).any(dim=1) | off
 
 
 def check_labels(outputs: Tensor, targets: Tensor) -> None:
@@ -259,6 +260,7 @@ def share_correct(tally: Tensor) -> float:
     if odd:
         raise ValueError(
             f"accuracy needs labels, or rows that are non-negative and sum to 1; {odd:.0f} of "
-            f"{counted:.0f} rows of targets are none; for a regression stop on the loss instead"
+            f"{counted:.0f} rows of targets are none; give labels or one-hot rows, and for a "
+            "regression stop on the loss instead"
         )
     return correct / counted if counted else math.nan

@@ -60,7 +60,8 @@ def _in_plain_modes(function: Callable[_Arguments, _Result]) -> Callable[_Argume
             return function(*args, **kwargs)
         except RuntimeError as error:
             first = str(error).partition("\n")[0]
-            several = any(isinstance(given, Tensor) and given.ndim == 2 for given in args)
+            given = (*args, *kwargs.values())
+            several = any(isinstance(one, Tensor) and one.ndim == 2 for one in given)
             if not (several and any(word in first for word in _OF_VMAP)):
                 raise
             raise ValueError(

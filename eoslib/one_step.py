@@ -301,7 +301,7 @@ def critical_sharpness(
         rtol: the relative width of the bracket at the end; λ_c is known to half of that.
         guess: a step size to begin with; that of the run, or η_c at the iterate before, saves
             passes and a gradient. Default: 2 over the curvature along the gradient, by a second
-            gradient near θ, but no step longer than ‖θ‖.
+            gradient near θ, but no more than a step of length ‖θ‖, or |L|/‖g‖² if that is longer.
 
     Returns:
         A `CriticalSharpness`; ``step_size`` is infinite and ``value`` 0 if a step of length 2⁴⁰ ‖θ‖
@@ -329,6 +329,7 @@ def critical_sharpness(
         nearby = 1e-3 * guess
         after = objective.gradient(theta - (nearby * gradient).to(theta)).double()
         curvature = float((gradient - after) @ gradient) / (nearby * squared_norm)
+        guess = max(guess, abs(loss) / squared_norm)
         if 0 < curvature < math.inf:
             guess = min(guess, 2 / curvature)
     _check_lr(guess, "guess")

@@ -86,16 +86,18 @@ def draw_threshold(
 ) -> None:
     """Draw the run's stability threshold, dashed, labelled at the right end.
 
-    Where the step size changes the line has a step, and the label names the last threshold.
+    Where the step size changes the line has a step, and the label names the last threshold that is
+    in the picture.
     """
-    planned = run.settings.get("lr_changes", [])
-    changes = np.array([step for step, _ in planned if step < run.outcome.step], dtype=np.int64)
-    levels = run.thresholds(np.array([0, *changes]))
+    changes = [step for step, _ in run.lr_changes]
+    levels = run.thresholds([0, *changes])
     style: dict[str, Any] = {"color": color, "linestyle": (0, (5, 3)), "linewidth": 1.1}
     # Far above any data; the limits are set from the data beforehand.
     shade: dict[str, Any] = {"color": ACCENT["light"], "alpha": 0.06, "linewidth": 0}
     last, top = float(levels[-1]), 1e9
-    if len(changes):
+    if changes:
+        inside = levels[levels <= ax.get_ylim()[1]]
+        last = float(inside[-1]) if len(inside) else last
         x = time_of(run, np.array([0, *np.repeat(changes, 2), run.outcome.step]), axis)
         y = np.repeat(levels, 2)
         ax.plot(x, y, **style)
@@ -209,7 +211,7 @@ def plot_runs(
             sharpness_max = 1.08 * max(tops) or 1.0
         bottom.set_ylim(0, sharpness_max)
         for run in ordered:
-            if run.thresholds(run["loss"].steps[-1:])[0] <= sharpness_max:
+            if min(run.thresholds([0, run.outcome.step])) <= sharpness_max:
                 color = step_size_color(run.lr, low, high)
                 tint = len(runs) == 1
                 draw_threshold(bottom, run, color, name=threshold_name, tint=tint, axis=axis)
@@ -220,7 +222,11 @@ def plot_runs(
         top.set_ylabel(f"{label}\nlog axis")
         bottom.set_ylabel("sharpness")
         bottom.set_xlabel(
-            "step" if axis == "steps" else "time τ" if not ordered else "time = steps × η"
+            "step"
+            if axis == "steps"
+            else "time τ"
+            if not ordered or any(run.lr_changes for run in ordered)
+            else "time = steps × η"
         )
         bottom.set_xlim(0, x_max)
         top.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, handlelength=1.2)

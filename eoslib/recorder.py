@@ -246,7 +246,7 @@ class Recorder:
         """
         # A copy: the function measured may reuse its tensor.
         if isinstance(value, Tensor):
-            value = value.detach().cpu()
+            value = value.detach().resolve_conj().cpu()
             value = (value if value.is_complex() else value.double()).numpy()
         if isinstance(value, np.ndarray | np.generic) and np.iscomplexobj(value):
             raise ValueError(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["Outcome", "Run", "RunFileError", "Series"]
 
@@ -169,19 +169,26 @@ class Run:
         sharpness = self.sharpness
         return Series(sharpness.steps, sharpness.values / self.thresholds(sharpness.steps))
 
-    def thresholds(self, steps: NDArray[Any]) -> NDArray[np.float64]:
+    @property
+    def lr_changes(self) -> list[tuple[int, float]]:
+        """Pairs (t, η): from step t on the step size was η. Changes planned for later are none."""
+        planned = self.settings.get("lr_changes", [])
+        return [(int(begin), float(lr)) for begin, lr in planned if begin < self.outcome.step]
+
+    def thresholds(self, steps: ArrayLike) -> NDArray[np.float64]:
         """The threshold at each of the steps; all are inversely proportional to the step size."""
-        thresholds = np.full(len(steps), self.threshold)
-        for begin, lr in self.settings.get("lr_changes", []):
-            thresholds[steps >= begin] = self.threshold * self.lr / lr
+        at = np.asarray(steps)
+        thresholds = np.full(len(at), self.threshold)
+        for begin, lr in self.lr_changes:
+            thresholds[at >= begin] = self.threshold * self.lr / lr
         return thresholds
 
-    def time(self, steps: NDArray[Any]) -> NDArray[np.float64]:
+    def time(self, steps: ArrayLike) -> NDArray[np.float64]:
         """The time at each of the steps: the sum of the step sizes before it."""
-        rate = self.time_per_step
-        time = rate * np.asarray(steps, dtype=np.float64)
-        for begin, lr in self.settings.get("lr_changes", []):
-            time += (lr - rate) * np.maximum(steps - begin, 0)
+        rate, counted = self.time_per_step, np.asarray(steps, dtype=np.float64)
+        time = rate * counted
+        for begin, lr in self.lr_changes:
+            time += (lr - rate) * np.maximum(counted - begin, 0)
             rate = lr
         return time
 
@@ -227,7 +234,10 @@ class Run:
             if not len(down):
                 return f"{start}above it at the end: sharpness {tail:.2f} × threshold"
             crossing = int(ratio.steps[down[0]])
-        return f"{start}at the edge since step {self._at_edge_since(crossing):,}"
+        since = self._at_edge_since(crossing)
+        if not start and since != crossing:
+            start = f"crossed at step {crossing:,}, "
+        return f"{start}at the edge since step {since:,}"
 
     def _at_edge_since(self, crossing: int) -> int:
         """The first crossing with the last step size, and after the last stretch below the line.
@@ -235,7 +245,7 @@ class Run:
         A stretch is five measurements, or a fiftieth of all, whose median is below 0.8.
         """
         ratio = self.sharpness_ratio.since(crossing)
-        again = max([0, *(begin for begin, _ in self.settings.get("lr_changes", []))])
+        again = max([0, *(begin for begin, _ in self.lr_changes)])
         length = max(5, len(self.sharpness) // 50)
         if len(ratio) > length:
             windows = np.lib.stride_tricks.sliding_window_view(ratio.values, length)

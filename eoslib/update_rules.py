@@ -319,10 +319,13 @@ class InverseSharpness:
         last = self.tracker.last
         if last is None or isinstance(last, list):
             raise ValueError("the rule η = 1/λ₁ needs a tracker of one run that has measured")
-        if last.status is not EigenStatus.CONVERGED:
+        sharpness = float(last.values[0])
+        error = float(last.error_estimates[0])
+        if last.status is not EigenStatus.CONVERGED and not (
+            error <= self.tracker.settings["rtol"] * abs(sharpness)  # only further ones are missing
+        ):
             # What is at hand is too small, and its step too large.
             raise NoStepError(f"the rule η = 1/λ₁ needs the sharpness, but: {last.status.value}")
-        sharpness = float(last.values[0])
         if not sharpness > 0:
             raise NoStepError(f"the rule η = 1/λ₁ has no step size at a sharpness of {sharpness:g}")
         return theta.sub(gradient, alpha=1 / sharpness), None

@@ -147,6 +147,12 @@ def test_runs_without_one_step_size_are_refused(settings: dict[str, Any], messag
         StepSizeExplorer([make_run(0.2), run], title="test")
 
 
+def test_any_iterable_of_runs_will_do_and_a_change_after_the_end_is_none() -> None:
+    run = make_run(0.1)
+    run.settings["lr_changes"] = [[10**6, 0.2]]
+    assert len(StepSizeExplorer({"a": iter([run, make_run(0.2)])}, title="test").runs) == 2
+
+
 @pytest.mark.parametrize(
     "groups,message",
     [

@@ -97,6 +97,12 @@ def test_negative_curvature_shortens_the_steps():
     assert run.sharpness.values[0] == pytest.approx(-40, rel=1e-3)
 
 
+def test_small_negative_curvature_is_looked_for_seldom():
+    tracker = SharpnessTracker(small())
+    run = gradient_flow(tracker.objective, duration=4, tick=0.1, sharpness=tracker)
+    assert 0 < run.provenance["num_products"] - tracker.num_products <= 12 + 3 * 4
+
+
 def test_a_whole_number_of_ticks_gets_no_tick_more():
     run = gradient_flow(quadratic([1.0]), duration=3 * 0.1, tick=0.1)
     assert 3 * 0.1 / 0.1 > 3

@@ -1322,6 +1322,10 @@ def test_accuracy_counts_no_label_below_zero_and_no_nan():
 def test_accuracy_of_numbers_is_none():
     outputs = torch.eye(4)
     assert losses.accuracy(outputs, 0.6 * torch.eye(4) + 0.1) == 1  # smoothed rows
+    draws = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float16, torch.bfloat16):  # whose rows sum to 1 to their rounding
+        rows = draws.softmax(dim=1).to(dtype)
+        assert losses.accuracy(rows, rows) == 1
     with pytest.raises(ValueError, match=r"sum to 1; 4 of 4 rows .* stop on the loss"):
         losses.accuracy(outputs, torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(ValueError, match="one label per example"):

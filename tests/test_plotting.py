@@ -61,6 +61,15 @@ def test_a_step_size_that_changes_bends_time_and_threshold():
     assert [text.get_text() for text in bottom.texts] == ["2/η = 4"]
 
 
+def test_a_threshold_that_left_the_picture_is_drawn_as_far_as_it_is_in_it():
+    run = make_run([0.9, 1.0, 1.0, 0.1, 0.1], lr=0.5)
+    run.settings["lr_changes"] = [[25, 0.05]]
+    _, bottom = run.plot(axis="time").axes
+    np.testing.assert_allclose(bottom.lines[1].get_ydata(), [4, 4, 40, 40])
+    assert [text.get_text() for text in bottom.texts] == ["2/η = 4"]
+    assert bottom.get_xlabel() == "time τ"  # no multiple of one step size
+
+
 def test_a_loss_of_the_users_own_is_named():
     run = make_run()
     run.settings["loss"] = "HuberLoss"

@@ -193,17 +193,21 @@ def test_time_is_the_sum_of_the_step_sizes():
     run = make_run(lr=0.1)
     run.settings["lr_changes"] = [[2, 0.5], [3, 1.0]]
     np.testing.assert_allclose(run.time(np.arange(6)), [0, 0.1, 0.2, 0.7, 1.7, 2.7])
-    np.testing.assert_allclose(run.thresholds(np.arange(4)), [20, 20, 4, 2])
+    np.testing.assert_allclose(run.thresholds([0, 1, 2, 3]), [20, 20, 4, 2])
+    run.settings["lr_changes"] = [[60, 0.5]]  # after its end
+    assert run.lr_changes == []
+    np.testing.assert_allclose(run.time([0, 100]), [0, 10])
 
 
 def test_at_the_edge_since_counts_from_the_stay_that_lasts():
     spike = [0.5] * 5 + [1.05] * 2 + [0.3] * 20 + [0.9, 0.95, 1.0] + [1.02] * 20
-    assert make_run(spike).describe() == "at the edge since step 290"
+    assert make_run(spike).describe() == "crossed at step 50, at the edge since step 290"
     dips = [0.9, 1.0, 1.1, 0.7, 0.75, 1.1] * 8 + [1.0]  # no stretch of five
     assert make_run(dips).describe() == "at the edge since step 10"
     dropped = make_run([0.5, 1.0, *[1.0] * 10, *[1.02] * 20], lr=0.1)
+    dropped.outcome = Outcome("completed", 320, "a message")
     dropped.settings["lr_changes"] = [[40, 0.1]]  # none, but a change all the same
-    assert dropped.describe() == "at the edge since step 40"
+    assert dropped.describe() == "crossed at step 10, at the edge since step 40"
 
 
 def test_a_run_that_stays_above_its_edge_does_not_say_at_it():

@@ -487,6 +487,10 @@ def test_the_rule_of_inverse_sharpness_ends_where_the_sharpness_is_not_found():
     assert "out of products" in run.outcome.message and "at step 0" in run.outcome.message
     assert len(run["loss"]) == 1
     np.testing.assert_array_equal(run.final_point, tracker.objective.initial_point.numpy())
+    # Enough for the first of eight eigenvalues, not for the last.
+    tracker = SharpnessTracker(small(), k=8, max_products=25)
+    run = train(tracker.objective, InverseSharpness(tracker), num_steps=2, sharpness=tracker)
+    assert tracker.unconverged == 1 and run.outcome.status == "completed"
     hill = squared_weight()
     tracker = SharpnessTracker(hill)
     run = train(hill, InverseSharpness(tracker), num_steps=5, sharpness=tracker)

@@ -289,8 +289,9 @@ class StepSizeExplorer(anywidget.AnyWidget):
 
 def _with_one_step_size(runs: Sequence[Run]) -> Sequence[Run]:
     """The runs, once each is known to have a step size, and no other later."""
+    runs = list(runs)
     for run in runs:
-        changing = run.settings.get("lr_changes")
+        changing = run.lr_changes
         if changing or "lr" not in run.settings or not _positive(run.lr):
             what = "a run whose step size changes" if changing else "one of "
             what += "" if changing else str(run.settings.get("optimizer", "unknown method"))

@@ -1185,10 +1185,11 @@ run = train(
       try {
         const parts = described().split("&"), ours = ["at", "preset", "axis"];
         const { at, preset: key, axis: wanted } = Object.fromEntries(parts.map((part) => part.split("=")));
-        const settings = engine.decodeSettings(parts.filter((part) => !ours.includes(part.split("=")[0])).join("&"));
+        const told = parts.filter((part) => part && !ours.includes(part.split("=")[0])), settings = engine.decodeSettings(told.join("&"));
         const steps = clamp(Math.floor(Number(at) || 0), 0, FARTHEST), own = engine.encodeSettings(settings);
         const alike = presets.flatMap((one, k) => (addresses[k] === own ? [k] : []));
-        const k = alike.find((one) => presets[one].key === key) ?? alike[0];
+        const named = presets.findIndex((one) => one.key === key);
+        const k = told.length || named < 0 ? alike.find((one) => one === named) ?? alike[0] : named;
         wrong.textContent = "";
         const side = ["steps", "time"].includes(wanted) ? wanted : presets[k]?.axis ?? "steps";
         if (k === undefined) {
@@ -1196,7 +1197,9 @@ run = train(
           next = null;
           axis = side;
           begin(settings, { steps });
-        } else preset(k, steps, side);
+        } else preset(k, at === undefined && !told.length ? presets[k].warm : steps, side);
+        if (key !== undefined && named < 0 && !compact) complain(`There is no preset "${key}".`);
+        if (wanted !== undefined && wanted !== side) complain(`axis is "steps" or "time", not "${wanted}".`);
         if (at > FARTHEST) complain(`A link leads no further than to step ${thousands(FARTHEST)}.`);
         return;
       } catch (error) {

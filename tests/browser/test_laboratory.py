@@ -614,6 +614,19 @@ def test_an_address_that_leads_too_far_says_so(page: Any, address: str) -> None:
 
 
 @browser_test
+def test_a_preset_alone_is_an_address(page: Any, address: str) -> None:
+    visit(page, f"{address}#laboratory?preset=momentum")
+    chosen = page.get_by_label("experiment").locator("option:checked").inner_text()
+    assert chosen == "Momentum" and not page.locator("[role=alert]").text_content()
+    visit(page, "about:blank")
+    visit(page, f"{address}#laboratory?preset=nonsense")
+    assert 'no preset "nonsense"' in page.get_by_role("alert").inner_text()
+    visit(page, "about:blank")
+    visit(page, f"{address}#laboratory?degree=3&axis=foo")
+    assert 'not "foo"' in page.get_by_role("alert").inner_text()
+
+
+@browser_test
 def test_a_link_keeps_the_axis_and_the_preset(
     shown: Any, open_page: Callable[..., Any], address: str
 ) -> None:
