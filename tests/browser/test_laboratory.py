@@ -618,10 +618,10 @@ def test_a_preset_alone_is_an_address(page: Any, address: str) -> None:
     visit(page, f"{address}#laboratory?preset=momentum")
     chosen = page.get_by_label("experiment").locator("option:checked").inner_text()
     assert chosen == "Momentum" and not page.locator("[role=alert]").text_content()
-    visit(page, "about:blank")
+    page.goto("about:blank")
     visit(page, f"{address}#laboratory?preset=nonsense")
     assert 'no preset "nonsense"' in page.get_by_role("alert").inner_text()
-    visit(page, "about:blank")
+    page.goto("about:blank")
     visit(page, f"{address}#laboratory?degree=3&axis=foo")
     assert 'not "foo"' in page.get_by_role("alert").inner_text()
 
