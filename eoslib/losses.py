@@ -221,11 +221,11 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
 
 
 def tally(outputs: Tensor, targets: Tensor) -> Tensor:
-    """What `accuracy` counts, ``(3,)`` float64; of several processes, the sum.
+    """What `accuracy` counts of the same arguments; of several processes, the sum.
 
     Returns:
-        How many examples are classified correctly (NaN where an output is NaN), how many count, and
-        how many rows of targets are no probabilities.
+        ``(3,)`` float64: how many examples are classified correctly (NaN where an output is NaN),
+        how many count, and how many rows of targets are no probabilities.
 
     Raises:
         ValueError: outputs or targets have another shape than `accuracy` needs.

@@ -134,6 +134,13 @@ def plain_log_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def _highest(run: Run) -> float:
+    """The largest sharpness, each counting up to 1.5 times the threshold at its step."""
+    sharpness = run.sharpness
+    limits = 1.5 * run.thresholds(sharpness.steps)
+    return float(np.fmin(sharpness.values, limits).max(initial=0))
+
+
 def plot_runs(
     runs: Sequence[Run],
     *,
@@ -203,11 +210,7 @@ def plot_runs(
                 bottom.plot(x[-1], sharpness.values[-1], "x", color=ACCENT["light"], markersize=8)
         if sharpness_max is None:
             # An overshoot at the edge belongs in the picture; the explosion of a run does not.
-            tops = [
-                np.fmin(of.values, 1.5 * run.thresholds(of.steps)).max(initial=0)
-                for run in runs
-                for of in [run.sharpness]
-            ]
+            tops = [_highest(run) for run in runs]
             sharpness_max = 1.08 * max(tops) or 1.0
         bottom.set_ylim(0, sharpness_max)
         for run in ordered:

@@ -176,7 +176,7 @@ class Run:
         return [(int(begin), float(lr)) for begin, lr in planned if begin < self.outcome.step]
 
     def thresholds(self, steps: ArrayLike) -> NDArray[np.float64]:
-        """The threshold at each of the steps; all are inversely proportional to the step size."""
+        """The threshold at each of the steps, ``(m,)``; inversely proportional to the step size."""
         at = np.asarray(steps)
         thresholds = np.full(len(at), self.threshold)
         for begin, lr in self.lr_changes:
@@ -184,7 +184,7 @@ class Run:
         return thresholds
 
     def time(self, steps: ArrayLike) -> NDArray[np.float64]:
-        """The time at each of the steps: the sum of the step sizes before it."""
+        """The time at each of the steps, ``(m,)``: the sum of the step sizes before it."""
         rate, counted = self.time_per_step, np.asarray(steps, dtype=np.float64)
         time = rate * counted
         for begin, lr in self.lr_changes:
