@@ -45,9 +45,18 @@ from eoslib.spectrum import spectral_density
 from eoslib.taylor import TaylorQuadratic
 from eoslib.tracker import SharpnessTracker
 from eoslib.train import Minibatches, train, train_together
-from eoslib.update_rules import GradientDescent, InverseSharpness, Nesterov, Polyak, StepSizeChanges
+from eoslib.update_rules import (
+    Adam,
+    GradientDescent,
+    InverseSharpness,
+    Nesterov,
+    Polyak,
+    RMSProp,
+    StepSizeChanges,
+)
 
 __all__ = [
+    "Adam",
     "Checkpoint",
     "CheckpointError",
     "Dataset",
@@ -63,6 +72,7 @@ __all__ = [
     "Objective",
     "Outcome",
     "Polyak",
+    "RMSProp",
     "RandomProjection",
     "Run",
     "RunFileError",

@@ -121,6 +121,9 @@ def _chosen(given: argparse.Namespace) -> dict[str, Any]:
         "loss": given.loss,
         "optimizer": given.optimizer,
         "beta": given.beta,
+        "beta1": given.beta1,
+        "beta2": given.beta2,
+        "epsilon": given.epsilon,
         "lr_changes": given.lr_change,
         "num_steps": given.steps,
         "tick": given.tick,
@@ -180,8 +183,9 @@ def _details(now: Snapshot) -> str:
     if now.step == 0:
         return ""
     run = now.record()
-    known = run.sharpness.values
-    ratio = f", sharpness {known[-1]:.4g}" if len(known) else ""
+    known = run.curvature.values
+    name = "preconditioned sharpness" if run.is_preconditioned else "sharpness"
+    ratio = f", {name} {known[-1]:.4g}" if len(known) else ""
     if len(known) and "lr" in run.settings:
         ratio += f" = {known[-1] / run.threshold:.2f} × threshold"
     return f", loss {now.loss:.4g}{ratio}"
@@ -433,6 +437,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         help="step size; several are run together",
     )
     method.add_argument("--beta", type=float, metavar="β", help="momentum")
+    method.add_argument("--beta1", type=float, metavar="β₁", help="Adam's average of the gradient")
+    method.add_argument(
+        "--beta2", type=float, metavar="β₂", help="Adam's or RMSProp's average of its square"
+    )
+    method.add_argument("--epsilon", type=float, metavar="ε", help="what they add to its root")
     method.add_argument(
         "--lr-change",
         type=_change,

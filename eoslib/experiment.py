@@ -63,10 +63,13 @@ from eoslib.runs import Outcome, Run, Series, plain_json
 from eoslib.tracker import SharpnessTracker
 from eoslib.train import Minibatches, train_together
 from eoslib.update_rules import (
+    Adam,
     GradientDescent,
     InverseSharpness,
     Nesterov,
     Polyak,
+    RMSProp,
+    RuleWithStepSize,
     StepSizeChanges,
     UpdateRule,
 )
@@ -88,12 +91,22 @@ _log = logging.getLogger("eoslib")
 _drawing = threading.Lock()
 
 #: Optimizers by name; gradient flow is followed by `eoslib.flows`.
-OPTIMIZERS: dict[str, type[GradientDescent | Polyak | Nesterov] | None] = {
+OPTIMIZERS: dict[str, type[RuleWithStepSize] | None] = {
     "gd": GradientDescent,
     "polyak": Polyak,
     "nesterov": Nesterov,
+    "rmsprop": RMSProp,
+    "adam": Adam,
     "inverse-sharpness": None,
     "flow": None,
+}
+
+#: The numbers of optimizers beside the step size, and the optimizers that have them.
+AVERAGES = {
+    "beta": ("polyak", "nesterov"),
+    "beta1": ("adam",),
+    "beta2": ("rmsprop", "adam"),
+    "epsilon": ("rmsprop", "adam"),
 }
 
 OUT_OF_MEMORY = "out of memory"
@@ -108,10 +121,13 @@ class Experiment:
         architecture: as `eoslib.build` knows it.
         architecture_options: passed on to `eoslib.build`, for instance ``{"widths": [20, 20]}``.
         loss: ``"square"`` (with its ½) or ``"cross_entropy"``.
-        optimizer: ``"gd"``, ``"polyak"``, ``"nesterov"``, ``"inverse-sharpness"`` (η = 1/λ₁, as
-            last measured) or ``"flow"`` (gradient flow).
+        optimizer: ``"gd"``, ``"polyak"``, ``"nesterov"``, ``"rmsprop"``, ``"adam"``,
+            ``"inverse-sharpness"`` (η = 1/λ₁, as last measured) or ``"flow"`` (gradient flow).
         lr: step size η; none for the last two.
         beta: momentum β, for Polyak and Nesterov.
+        beta1: β₁ of `Adam`. Default: the rule's own, as of the next two.
+        beta2: β₂ of `Adam` and `RMSProp`.
+        epsilon: ε of `Adam` and `RMSProp`.
         lr_changes: pairs (step, step size): from that step on, this step size.
         num_steps: updates, or ticks of gradient flow.
         tick: units of time from one measurement of gradient flow to the next.
@@ -145,6 +161,9 @@ class Experiment:
     optimizer: str = "gd"
     lr: float | None = None
     beta: float | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    epsilon: float | None = None
     lr_changes: Sequence[tuple[int, float]] = ()
     num_steps: int = 1000
     tick: float | None = None
@@ -177,11 +196,10 @@ class Experiment:
         for name, options in self.quantities.items():
             look_up(QUANTITIES, name, "quantity")
             schedule_of(name, options)
-        flow, momentum = self.optimizer == "flow", self.optimizer in ("polyak", "nesterov")
-        fixed = momentum or self.optimizer == "gd"
+        flow, fixed = self.optimizer == "flow", OPTIMIZERS[self.optimizer] is not None
         for name, belongs, needed in (
             ("lr", fixed, True),
-            ("beta", momentum, True),
+            *((name, self.optimizer in of, name == "beta") for name, of in AVERAGES.items()),
             ("tick", flow, True),
             ("lr_changes", fixed, False),
             ("batch_size", not flow, False),
@@ -191,7 +209,8 @@ class Experiment:
                 raise ValueError(f"{name} has no meaning for the optimizer {self.optimizer!r}")
             if belongs and needed and not given:
                 raise ValueError(f"the optimizer {self.optimizer!r} needs {name}")
-        for name in ("lr", "beta", "tick", "accuracy_goal", "loss_goal", "divergence_factor"):
+        numbers = ("lr", *AVERAGES, "tick", "accuracy_goal", "loss_goal", "divergence_factor")
+        for name in numbers:
             if isinstance(getattr(self, name), int):  # 1 and 1.0 are one setting
                 object.__setattr__(self, name, float(getattr(self, name)))
         if self.tick is not None and not 0 < a_number("tick", self.tick) < math.inf:
@@ -249,7 +268,8 @@ class Experiment:
         """A name for files: what it is in words, and the key."""
         parts = [self.architecture, self.dataset, self.loss.replace("_", "-"), self.optimizer]
         parts += [] if self.lr is None else [f"lr{self.lr:.6g}"]
-        parts += [] if self.beta is None else [f"beta{self.beta:g}"]
+        averages = {name: getattr(self, name) for name in ("beta", "beta1", "beta2")}
+        parts += [f"{name}{value:g}" for name, value in averages.items() if value is not None]
         return re.sub(r"[^A-Za-z0-9.+_-]", "-", "_".join(parts)) + f"_{self.key}"
 
     def determining(self) -> dict[str, Any]:
@@ -272,9 +292,8 @@ class Experiment:
         make = OPTIMIZERS[self.optimizer]
         if make is None:
             raise ValueError(f"the optimizer {self.optimizer!r} is no update rule by itself")
-        options: dict[str, Any] = {"lr": self.lr}
-        options |= {} if self.beta is None else {"beta": self.beta}
-        rule = make(**options)
+        numbers: dict[str, Any] = {name: getattr(self, name) for name in ("lr", *AVERAGES)}
+        rule = make(**{name: value for name, value in numbers.items() if value is not None})
         return StepSizeChanges(rule, self.lr_changes) if self.lr_changes else rule
 
     def objective(
@@ -735,7 +754,7 @@ def _smaller_chunk(experiment: Experiment, chunk_size: int) -> int | None:
     return None if depends or chunk_size == 1 else (chunk_size + 1) // 2
 
 
-_RULE = ("optimizer", "lr", "beta", "lr_changes")
+_RULE = ("optimizer", "lr", *AVERAGES, "lr_changes")
 
 
 def without_rule(experiment: Experiment) -> dict[str, Any]:

@@ -135,10 +135,10 @@ def plain_log_ticks(axis: Axis) -> None:
 
 
 def _highest(run: Run) -> float:
-    """The largest sharpness, each counting up to 1.5 times the threshold at its step."""
-    sharpness = run.sharpness
-    limits = 1.5 * run.thresholds(sharpness.steps)
-    return float(np.fmin(sharpness.values, limits).max(initial=0))
+    """The largest curvature, each counting up to 1.5 times the threshold at its step."""
+    curvature = run.curvature
+    limits = 1.5 * run.thresholds(curvature.steps)
+    return float(np.fmin(curvature.values, limits).max(initial=0))
 
 
 def plot_runs(
@@ -153,7 +153,8 @@ def plot_runs(
     """Loss (log axis) above sharpness with the dashed thresholds, one colour per step size.
 
     A run of gradient flow is drawn dotted, in ink; it needs the time axis. A run whose rule has no
-    step size of its own (`InverseSharpness`) is drawn in ink, without a threshold.
+    step size of its own (`InverseSharpness`) is drawn in ink, without a threshold. Of adaptive
+    optimizers the preconditioned sharpness is drawn, for which their thresholds are.
 
     Args:
         runs: at least one; all with the same loss.
@@ -166,12 +167,18 @@ def plot_runs(
         threshold_name: the threshold's formula.
 
     Raises:
-        ValueError: no runs, or an unknown axis.
+        ValueError: no runs, an unknown axis, or runs of adaptive optimizers beside others.
     """
     import matplotlib.pyplot as plt
 
     if not runs:
         raise ValueError("plot_runs needs at least one run")
+    adaptive = runs[0].is_preconditioned
+    if any(run.is_preconditioned != adaptive for run in runs):
+        raise ValueError(
+            "runs of adaptive optimizers have thresholds for another quantity, the preconditioned "
+            "sharpness; draw them in a figure of their own"
+        )
     flows = [run for run in runs if "tick" in run.settings]
     stepping = [run for run in runs if "tick" not in run.settings]
     ordered = sorted((run for run in stepping if math.isfinite(run.lr)), key=lambda run: run.lr)
@@ -187,7 +194,7 @@ def plot_runs(
                 "linestyle": ":" if flow else "-",
                 "zorder": 3 if flow else 2,
             }
-            loss, sharpness = run["loss"], run.sharpness
+            loss, curvature = run["loss"], run.curvature
             top.plot(
                 time_of(run, loss.steps, axis),
                 loss.values,
@@ -195,7 +202,7 @@ def plot_runs(
                 linewidth=1.6 if flow else 1.1,
                 **style,
             )
-            if "eigenvalues" in run.series:
+            if "eigenvalues" in run.series and not run.is_preconditioned:
                 further = run["eigenvalues"]
                 bottom.plot(
                     time_of(run, further.steps, axis),
@@ -204,10 +211,10 @@ def plot_runs(
                     linewidth=0.9,
                     **style,
                 )
-            x = time_of(run, sharpness.steps, axis)
-            bottom.plot(x, sharpness.values, **style)
+            x = time_of(run, curvature.steps, axis)
+            bottom.plot(x, curvature.values, **style)
             if run.outcome.status == "diverged" and len(x):
-                bottom.plot(x[-1], sharpness.values[-1], "x", color=ACCENT["light"], markersize=8)
+                bottom.plot(x[-1], curvature.values[-1], "x", color=ACCENT["light"], markersize=8)
         if sharpness_max is None:
             # An overshoot at the edge belongs in the picture; the explosion of a run does not.
             tops = [_highest(run) for run in runs]
@@ -223,7 +230,7 @@ def plot_runs(
         name = runs[0].settings["loss"]
         label = LOSSES[name].label if name in LOSSES else f"train loss ({name})"
         top.set_ylabel(f"{label}\nlog axis")
-        bottom.set_ylabel("sharpness")
+        bottom.set_ylabel("preconditioned\nsharpness" if adaptive else "sharpness")
         bottom.set_xlabel(
             "step"
             if axis == "steps"

@@ -36,7 +36,7 @@ from eoslib.one_step import effective_smoothness, sharpness_between
 from eoslib.recorder import Measurement, Schedule, at_steps, every
 from eoslib.taylor import TaylorQuadratic
 from eoslib.tracker import SharpnessTracker
-from eoslib.update_rules import GradientDescent, UpdateRule
+from eoslib.update_rules import GradientDescent, UpdateRule, is_preconditioned
 
 __all__ = ["DEPENDS_ON_RULE", "QUANTITIES", "Setting", "quantity"]
 
@@ -168,6 +168,11 @@ class _TopDirection:
     """
 
     def __init__(self, setting: Setting) -> None:
+        if setting.rule is not None and is_preconditioned(setting.rule):
+            raise ValueError(
+                "quantity 'top-direction' is about the sharpness, and an adaptive optimizer's "
+                "threshold is one for the preconditioned sharpness; leave it out"
+            )
         self._tracker = setting.tracker
         self._threshold = math.inf if setting.rule is None else setting.rule.threshold
         self._direction: Tensor | None = None

@@ -326,7 +326,11 @@ class Recorder:
             "num_gradients": self.num_gradients,
             "num_products": self.num_products,
             "runs_together": self._num_runs,
-            "unconverged_measurements": int(np.isnan(series["sharpness"].values).sum()),
+            "unconverged_measurements": sum(
+                int(np.isnan(series[name].values).sum())
+                for name in ("sharpness", "preconditioned_sharpness")
+                if name in series
+            ),
         }
         if self._resumed:
             provenance["resumed"] = list(self._resumed)

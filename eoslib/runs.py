@@ -111,7 +111,8 @@ class Run:
             ``threshold``, ``loss``, ``num_steps``, ``num_parameters``, ``num_examples``,
             ``dtype`` (gradient flow: ``tick`` in place of ``lr``); the caller adds ``dataset``,
             ``architecture``, ``seed`` and the like.
-        series: measured quantities by name; ``loss`` and ``sharpness`` among them.
+        series: measured quantities by name; ``loss`` and ``sharpness`` among them, with an adaptive
+            optimizer also ``preconditioned_sharpness``.
         outcome: how it ended.
         provenance: versions, device, threads, date, seconds, gradients and products spent.
         final_point: the last θ, ``(P,)``, if it was kept.
@@ -151,23 +152,46 @@ class Run:
     def threshold(self) -> float:
         """The update rule's stability threshold, 2/η for gradient descent, ∞ for gradient flow.
 
-        Where the step size changes, that of the first one.
+        Where the step size changes, that of the first one. With an adaptive optimizer it is one for
+        the preconditioned sharpness.
         """
         return float(self.settings["threshold"])
 
     @property
     def sharpness(self) -> Series:
         """The largest Hessian eigenvalue; converged measurements only."""
-        series = self["sharpness"]
+        return self._converged("sharpness")
+
+    @property
+    def preconditioned_sharpness(self) -> Series:
+        """The largest eigenvalue of P⁻¹H, of an adaptive optimizer; converged measurements only.
+
+        Raises:
+            KeyError: the optimizer has no preconditioner P.
+        """
+        return self._converged("preconditioned_sharpness")
+
+    @property
+    def is_preconditioned(self) -> bool:
+        """Whether the threshold is one for the preconditioned sharpness."""
+        return "preconditioned_sharpness" in self.series
+
+    @property
+    def curvature(self) -> Series:
+        """What the threshold is for: the sharpness, or else the preconditioned sharpness."""
+        return self.preconditioned_sharpness if self.is_preconditioned else self.sharpness
+
+    def _converged(self, name: str) -> Series:
+        series = self[name]
         values = series.values if series.values.ndim == 1 else series.values[:, 0]
         known = np.isfinite(values)
         return Series(series.steps[known], values[known])
 
     @property
     def sharpness_ratio(self) -> Series:
-        """Sharpness divided by the threshold of the step size at that step: 1 is the edge."""
-        sharpness = self.sharpness
-        return Series(sharpness.steps, sharpness.values / self.thresholds(sharpness.steps))
+        """`curvature` divided by the threshold of the step size at that step: 1 is the edge."""
+        curvature = self.curvature
+        return Series(curvature.steps, curvature.values / self.thresholds(curvature.steps))
 
     @property
     def lr_changes(self) -> list[tuple[int, float]]:
@@ -194,7 +218,7 @@ class Run:
 
     @property
     def crossing(self) -> int | None:
-        """The first measured step with sharpness ≥ threshold, or ``None``."""
+        """The first measured step with `curvature` ≥ threshold, or ``None``."""
         ratio = self.sharpness_ratio
         above = np.flatnonzero(ratio.values >= 1)
         return int(ratio.steps[above[0]]) if len(above) else None
@@ -203,17 +227,20 @@ class Run:
         """The state the run ended in, in words, read off its numbers."""
         if self.outcome.status in ("diverged", "out of memory"):
             return f"{self.outcome.status} at step {self.outcome.step:,}"
-        if "sharpness" not in self.series or not len(self.sharpness):
+        if not self.series.keys() & {"sharpness", "preconditioned_sharpness"} or not len(
+            self.curvature
+        ):
             return f"{self.outcome.status} at step {self.outcome.step:,}"
         if "tick" in self.settings:
             until = self.outcome.step * self.time_per_step
             return (
                 f"followed for {until:g} units of time: sharpness {self.sharpness.values[-1]:.3g}"
             )
+        name = "preconditioned sharpness" if self.is_preconditioned else "sharpness"
         ratio, crossing = self.sharpness_ratio, self.crossing
         if crossing is None:
             line = self.thresholds(ratio.steps)[-1]
-            now = f"sharpness {self.sharpness.values[-1]:.3g}"
+            now = f"{name} {self.curvature.values[-1]:.3g}"
             if not np.isfinite(line):  # a rule without a threshold of its own
                 return f"{self.outcome.status} at step {self.outcome.step:,}: {now}"
             now += f", threshold {line:.3g}"
@@ -225,14 +252,14 @@ class Run:
         tail = float(np.median(ratio.values[-max(1, len(ratio) // 5) :]))
         start = "started above the edge, " if crossing == ratio.steps[0] else ""
         if tail > 1.3:
-            return f"{start}above it at the end: sharpness {tail:.2f} × threshold"
+            return f"{start}above it at the end: {name} {tail:.2f} × threshold"
         if tail < 0.8:
             word = "now below it" if start else "was at the edge, now below it"
-            return f"{start}{word}: sharpness {tail:.2f} × threshold"
+            return f"{start}{word}: {name} {tail:.2f} × threshold"
         if start:
             down = np.flatnonzero(ratio.values <= 1.1)
             if not len(down):
-                return f"{start}above it at the end: sharpness {tail:.2f} × threshold"
+                return f"{start}above it at the end: {name} {tail:.2f} × threshold"
             crossing = int(ratio.steps[down[0]])
         since = self._at_edge_since(crossing)
         if not start and since != crossing:
@@ -242,11 +269,12 @@ class Run:
     def _at_edge_since(self, crossing: int) -> int:
         """The first crossing with the last step size, and after the last stretch below the line.
 
-        A stretch is five measurements, or a fiftieth of all, whose median is below 0.8.
+        A stretch is five measurements, or a fiftieth of all, whose median is below 0.8. Where it is
+        followed by no crossing, as it is where a run hovers just below its line, its end counts.
         """
         ratio = self.sharpness_ratio.since(crossing)
         again = max([0, *(begin for begin, _ in self.lr_changes)])
-        length = max(5, len(self.sharpness) // 50)
+        length = max(5, len(self.curvature) // 50)
         if len(ratio) > length:
             windows = np.lib.stride_tricks.sliding_window_view(ratio.values, length)
             below = np.flatnonzero(np.median(windows, axis=1) < 0.8)
@@ -254,7 +282,9 @@ class Run:
                 again = max(again, int(ratio.steps[below[-1] + length - 1]))
         later = ratio.since(again)
         above = np.flatnonzero(later.values >= 1)
-        return int(later.steps[above[0]]) if again > crossing and len(above) else crossing
+        if again <= crossing or not len(later):
+            return crossing
+        return int(later.steps[above[0] if len(above) else 0])
 
     def plot(self, **options: Any) -> Any:
         """Loss above, sharpness and its threshold below; see `eoslib.plotting.plot_runs`."""

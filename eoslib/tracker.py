@@ -147,29 +147,43 @@ class SharpnessTracker:
         self.num_products = 0
         self.unconverged = 0
 
-    def __call__(self, theta: Tensor, hessian: Hessian | QuadraticHessian | None = None) -> Tensor:
+    def __call__(
+        self,
+        theta: Tensor,
+        hessian: Hessian | QuadraticHessian | None = None,
+        *,
+        preconditioner: Tensor | None = None,
+    ) -> Tensor:
         """The largest eigenvalues at θ, descending; NaN where the search did not converge.
 
         Args:
             theta: ``(P,)``, or ``(R, P)`` for R runs, on any device.
             hessian: the objective's Hessian at θ if the caller has it already, as a training step
                 has: it holds the gradient's graph.
+            preconditioner: the diagonal of P, of θ's shape, for the eigenvalues of P⁻¹H. The
+                eigenvectors in `last` are then those of P^{-1/2} H P^{-1/2}.
 
         Returns:
             ``(max_k,)``, or ``(R, max_k)``, float64.
         """
-        results = self.solve(theta, hessian)
+        results = self.solve(theta, hessian, preconditioner=preconditioner)
         if isinstance(results, EigenResult):
             return self._values(results)
         return torch.stack([self._values(result) for result in results])
 
     def solve(
-        self, theta: Tensor, hessian: Hessian | QuadraticHessian | None = None
+        self,
+        theta: Tensor,
+        hessian: Hessian | QuadraticHessian | None = None,
+        *,
+        preconditioner: Tensor | None = None,
     ) -> EigenResult | list[EigenResult]:
         """Measure at θ; the result, or one for each run, is kept in `last`."""
         theta = a_tensor("theta", theta).detach().to(self.objective.device)
         points = theta[None] if theta.ndim == 1 else theta
-        operator = hessian or self.objective.hessian(theta)
+        operator: SymmetricOperator = hessian or self.objective.hessian(theta)
+        if preconditioner is not None:
+            operator = operator.preconditioned(preconditioner)
         if len(self._memories) != len(points):
             self._memories = [[] for _ in points]
         before = operator.num_products
@@ -195,7 +209,11 @@ class SharpnessTracker:
             # At the largest step sizes this is the rule. The other runs have what they need, so
             # they take no part: another gradient is less than a dozen products.
             apart = len(lost) < len(results)
-            part = self.objective.hessian(theta[lost]) if apart else operator
+            part = operator
+            if apart:
+                part = self.objective.hessian(theta[lost])
+                if preconditioner is not None:
+                    part = part.preconditioned(preconditioner[lost])
             for run, result in zip(lost, self._search_from_random(part), strict=True):
                 starts[run], results[run] = None, result
             self.num_products += part.num_products if apart else 0

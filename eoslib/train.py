@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -49,7 +49,11 @@ from eoslib.recorder import (
 from eoslib.runs import Outcome, Run
 from eoslib.taylor import TaylorQuadratic
 from eoslib.tracker import SharpnessTracker
-from eoslib.update_rules import NoStepError, UpdateRule
+from eoslib.update_rules import NoStepError, UpdateRule, is_preconditioned, preconditioner_of
+
+if TYPE_CHECKING:
+    from eoslib.objective import Hessian
+    from eoslib.taylor import QuadraticHessian
 
 __all__ = ["Minibatches", "train", "train_together"]
 
@@ -122,7 +126,9 @@ def train(
             measures its own objective, which may be another one (of fewer examples, say) than the
             one that is trained.
             Recorded as ``sharpness`` ``(m,)``, and also as ``eigenvalues`` ``(m, k)`` if it
-            reports several.
+            reports several. Where the rule divides by a preconditioner P (`Adam`, `RMSProp`), the
+            largest eigenvalue of P⁻¹H is recorded too, as ``preconditioned_sharpness``: P is the
+            one of the step from θ_t.
         sharpness_schedule: when to measure it; default every 5 steps.
         batches: follow the gradients of mini-batches (default: of the full batch). The training
             loss, which then costs more than a step, is measured with the sharpness only.
@@ -210,9 +216,10 @@ def train_together(
             f"{divergence_factor:g}"
         )
     tracker = SharpnessTracker(objective) if sharpness is None else sharpness
-    names = ["loss", "sharpness", "eigenvalues", *(m.name for m in measurements)]
-    if len(set(names)) != len(names):
-        raise ValueError(f"measurement names must be unique and new, got {names[3:]}")
+    own = ["loss", "sharpness", "eigenvalues", "preconditioned_sharpness"]
+    names = [m.name for m in measurements]
+    if len({*own, *names}) != len(own) + len(names):
+        raise ValueError(f"measurement names must be unique and new, got {names}")
     start = starting_point(objective, theta)
     given = dict(settings or {})
     if batches is not None:
@@ -229,7 +236,7 @@ def train_together(
         "runs": [progress.record.settings for progress in progresses],
         "start": digest(start),
         "tracker": tracker.settings,
-        "measurements": names[3:],
+        "measurements": names,
         "divergence_factor": divergence_factor,
     }
     if checkpoint is not None:
@@ -237,6 +244,7 @@ def train_together(
     loop = _Loop(
         objective,
         tracker,
+        _preconditioned_tracker(tracker, rules),
         every(5) if sharpness_schedule is None else sharpness_schedule,
         None if batches is None else _batch_gradients(objective, batches),
         tuple(measurements),
@@ -250,6 +258,16 @@ def train_together(
     with limited_threads(objective.num_parameters * objective.num_examples):
         loop.run(progresses)
     return [progress.result for progress in progresses if progress.result is not None]
+
+
+def _preconditioned_tracker(
+    tracker: SharpnessTracker, rules: Sequence[UpdateRule]
+) -> SharpnessTracker | None:
+    """What measures the preconditioned sharpness, if a rule has one; as accurate as the other."""
+    if not any(map(is_preconditioned, rules)):
+        return None
+    names = ("rtol", "cold_every", "max_products", "seed")
+    return SharpnessTracker(tracker.objective, **{name: tracker.settings[name] for name in names})
 
 
 def _check_rules(rules: object) -> None:
@@ -334,6 +352,7 @@ class _Progress:
 class _Loop:
     objective: Objective | TaylorQuadratic
     tracker: SharpnessTracker
+    preconditioned: SharpnessTracker | None  # where a rule has a preconditioner
     due: Schedule
     batch_gradients: Iterator[Callable[[Tensor], Tensor]] | None
     measurements: tuple[Measurement, ...]
@@ -371,12 +390,15 @@ class _Loop:
 
     def _state(self, step: int, progresses: list[_Progress]) -> dict[str, Any]:
         """Everything that the steps from this one on depend on."""
-        return {
+        state = {
             "step": step,
             "runs": [progress.state_dict() for progress in progresses],
             "tracker": self.tracker.state_dict(),
             "measurements": state_of(self.measurements),
         }
+        if self.preconditioned is not None:
+            state["preconditioned"] = self.preconditioned.state_dict()
+        return state
 
     def _resume(self, progresses: list[_Progress]) -> int:
         """Go back to the checkpoint, if there is one; the step to begin with."""
@@ -387,6 +409,8 @@ class _Loop:
         for progress, stored in zip(progresses, state["runs"], strict=True):
             progress.load_state_dict(stored, step)
         self.tracker.load_state_dict(state["tracker"])
+        if self.preconditioned is not None:
+            self.preconditioned.load_state_dict(state["preconditioned"])
         restore(self.measurements, state["measurements"])
         if self.batch_gradients is not None:  # those of the steps done
             next(islice(self.batch_gradients, step, step), None)
@@ -412,13 +436,34 @@ class _Loop:
                 continue
             if due:
                 own = self.tracker.objective is self.objective
-                eigenvalues = _unstacked(self.tracker(points, hessian if own else None), 1)
+                of_tracker = hessian if own else None
+                eigenvalues = _unstacked(self.tracker(points, of_tracker), 1)
                 for progress, row in zip(active, eigenvalues, strict=True):
                     progress.record.add("sharpness", step, row[0])
                     if self.tracker.max_k > 1:
                         progress.record.add("eigenvalues", step, row)
+                if self.preconditioned is not None:
+                    self._measure_preconditioned(step, active, points, gradients, of_tracker)
             return active, _unstacked(gradients, 1)
         return [], []
+
+    def _measure_preconditioned(
+        self,
+        step: int,
+        active: list[_Progress],
+        points: Tensor,
+        gradients: Tensor,
+        hessian: Hessian | QuadraticHessian | None,
+    ) -> None:
+        assert self.preconditioned is not None
+        diagonals = [
+            preconditioner_of(progress.rule, gradient, progress.state)
+            for progress, gradient in zip(active, _unstacked(gradients, 1), strict=True)
+        ]
+        found = self.preconditioned(points, hessian, preconditioner=_stacked(diagonals))
+        for progress, row in zip(active, _unstacked(found, 1), strict=True):
+            if is_preconditioned(progress.rule):
+                progress.record.add("preconditioned_sharpness", step, row[0])
 
     def _not_diverged(
         self, step: int, active: list[_Progress], losses: Tensor | None, gradients: Tensor
@@ -464,6 +509,8 @@ class _Loop:
     def _keep(self, active: list[_Progress], going: list[int]) -> list[_Progress]:
         if len(going) < len(active):
             self.tracker.keep_runs(going)
+            if self.preconditioned is not None:
+                self.preconditioned.keep_runs(going)
         return [active[index] for index in going]
 
 

@@ -8,6 +8,12 @@ With momentum the pair (x_t, x_{t-1}) is multiplied by a 2 × 2 matrix. With z =
 solve r² − (1 + β − z) r + β = 0 (Polyak) or r² − (1 + β)(1 − z) r + β(1 − z) = 0 (Nesterov). As z
 grows, the first to leave the unit circle is r = −1, a flip of period 2 as for gradient descent:
 at z = 2 + 2β (Polyak) and at z = (2 + 2β)/(1 + 2β) (Nesterov).
+
+RMSProp and Adam divide each coordinate of their step by a number of its own, the diagonal of a
+*preconditioner* P that changes from step to step. With P held fixed they are gradient descent, or
+averaged gradients, in the coordinates P^{1/2} θ, where the Hessian is P^{-1/2} H P^{-1/2}. So their
+threshold is one for the *preconditioned sharpness*, the largest eigenvalue of P⁻¹H (Cohen et al.
+2022, arXiv:2207.14484).
 """
 
 from __future__ import annotations
@@ -16,8 +22,9 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from eoslib._arguments import a_number, a_whole_number, shown
@@ -27,13 +34,19 @@ if TYPE_CHECKING:
     from eoslib.tracker import SharpnessTracker
 
 __all__ = [
+    "Adam",
     "GradientDescent",
     "InverseSharpness",
     "Nesterov",
     "NoStepError",
     "Polyak",
+    "Preconditioned",
+    "RMSProp",
+    "RuleWithStepSize",
     "StepSizeChanges",
     "UpdateRule",
+    "is_preconditioned",
+    "preconditioner_of",
 ]
 
 
@@ -58,13 +71,41 @@ class UpdateRule(Protocol):
 
     @property
     def threshold(self) -> float:
-        """Largest stable curvature on a quadratic, for the full-batch rule."""
+        """Largest stable curvature on a quadratic, for the full-batch rule.
+
+        For a rule that is `Preconditioned`, the largest stable eigenvalue of P⁻¹H.
+        """
 
     def init(self, theta: Tensor) -> Any:
         """State before the first step."""
 
     def step(self, theta: Tensor, gradient: Tensor, state: Any) -> tuple[Tensor, Any]:
         """The next point and the next state; the arguments are left as they are."""
+
+
+@runtime_checkable
+class Preconditioned(Protocol):
+    """What an update rule has besides if it divides each coordinate of its step by its own number.
+
+    `eoslib.train` records the preconditioned sharpness of such a rule beside the sharpness.
+    """
+
+    def preconditioner(self, gradient: Tensor, state: Any) -> Tensor:
+        """The diagonal of P in the step from here, all positive, of the gradient's shape."""
+
+
+def is_preconditioned(rule: UpdateRule) -> bool:
+    """Whether the rule, or the one whose step size changes, is `Preconditioned`."""
+    return isinstance(rule.rule if isinstance(rule, StepSizeChanges) else rule, Preconditioned)
+
+
+def preconditioner_of(rule: UpdateRule, gradient: Tensor, state: Any) -> Tensor:
+    """The diagonal that the rule's step from here divides by; ones where it divides by nothing."""
+    if isinstance(rule, StepSizeChanges):
+        rule, (_, state) = rule.rule, state
+    if isinstance(rule, Preconditioned):
+        return rule.preconditioner(gradient, state)
+    return torch.ones_like(gradient)
 
 
 def checked_step_size(lr: float) -> float:
@@ -204,6 +245,146 @@ class Nesterov(_Momentum):
         return theta.sub(gradient.add(velocity, alpha=self.beta), alpha=self.lr), velocity
 
 
+class _Adaptive:
+    """What RMSProp and Adam share: averages s ← β₂s + (1 − β₂)∇L(θ)² of the squared gradient."""
+
+    lr: float
+    beta2: float
+    epsilon: float
+    _averages: ClassVar[tuple[str, ...]] = ("beta2",)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are no step size, no average's and no epsilon."""
+        object.__setattr__(self, "lr", checked_step_size(self.lr))
+        for name in (*self._averages, "epsilon"):
+            object.__setattr__(self, name, a_number(name, getattr(self, name)))
+        for name in self._averages:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}")
+        if not 0 < self.epsilon < math.inf:
+            raise ValueError(f"epsilon must be finite and above 0, got {self.epsilon!r}")
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """Step size, averages and epsilon."""
+        return {name: getattr(self, name) for name in ("lr", *self._averages, "epsilon")}
+
+    def _squares(self, gradient: Tensor, squares: Tensor) -> Tensor:
+        return squares.mul(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+
+
+@dataclass(frozen=True)
+class RMSProp(_Adaptive):
+    r"""Gradient descent divided by the root mean square of recent gradients, as in PyTorch.
+
+    .. math:: s_{t+1} = \beta_2 s_t + (1 - \beta_2) \nabla L(\theta_t)^2, \qquad
+              P = \sqrt{s_{t+1}} + \epsilon, \qquad
+              \theta_{t+1} = \theta_t - \eta P^{-1} \nabla L(\theta_t)
+
+    squares, roots and quotients being taken coordinate by coordinate. (Tieleman & Hinton 2012;
+    PyTorch calls :math:`\beta_2` ``alpha``.)
+
+    Attributes:
+        lr: step size η > 0.
+        beta2: β₂ in [0, 1).
+        epsilon: ε > 0.
+
+    Raises:
+        ValueError: the step size or ε is not a finite number above zero, or β₂ is not in [0, 1).
+    """
+
+    lr: float
+    beta2: float = 0.99
+    epsilon: float = 1e-8
+
+    @property
+    def name(self) -> str:
+        """``"rmsprop"``."""
+        return "rmsprop"
+
+    @property
+    def threshold(self) -> float:
+        """2/η, for the preconditioned sharpness."""
+        return 2 / self.lr
+
+    def init(self, theta: Tensor) -> Tensor:
+        """The averaged squares before the first step, zero."""
+        return theta.new_zeros(theta.shape)
+
+    def preconditioner(self, gradient: Tensor, state: Tensor) -> Tensor:
+        """√s + ε, with this gradient's squares in s already."""
+        return self._squares(gradient, state).sqrt_().add_(self.epsilon)
+
+    def step(self, theta: Tensor, gradient: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The next point and averaged squares."""
+        scale = self.preconditioner(gradient, state)
+        return theta.addcdiv(gradient, scale, value=-self.lr), self._squares(gradient, state)
+
+
+@dataclass(frozen=True)
+class Adam(_Adaptive):
+    r"""Adam: averaged gradients divided by the root mean square of recent ones, as in PyTorch.
+
+    .. math:: m_t = \beta_1 m_{t-1} + (1 - \beta_1) \nabla L(\theta_{t-1}), \qquad
+              s_t = \beta_2 s_{t-1} + (1 - \beta_2) \nabla L(\theta_{t-1})^2,
+
+    .. math:: P_t = (1 - \beta_1^t) \left(\sqrt{s_t / (1 - \beta_2^t)} + \epsilon\right), \qquad
+              \theta_t = \theta_{t-1} - \eta P_t^{-1} m_t
+
+    The corrections for the averages' beginning at zero are part of P. (Kingma & Ba 2015; P as in
+    Cohen et al. 2022.)
+
+    Attributes:
+        lr: step size η > 0.
+        beta1: β₁ in [0, 1).
+        beta2: β₂ in [0, 1).
+        epsilon: ε > 0.
+
+    Raises:
+        ValueError: the step size or ε is not a finite number above zero, or a β is not in [0, 1).
+    """
+
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    _averages: ClassVar[tuple[str, ...]] = ("beta1", "beta2")
+
+    @property
+    def name(self) -> str:
+        """``"adam"``."""
+        return "adam"
+
+    @property
+    def threshold(self) -> float:
+        """(2 + 2β₁)/((1 − β₁) η), for the preconditioned sharpness: 38/η for β₁ = 0.9."""
+        return (2 + 2 * self.beta1) / ((1 - self.beta1) * self.lr)
+
+    def init(self, theta: Tensor) -> tuple[int, Tensor, Tensor]:
+        """No step done, and both averages zero."""
+        return 0, theta.new_zeros(theta.shape), theta.new_zeros(theta.shape)
+
+    def preconditioner(self, gradient: Tensor, state: tuple[int, Tensor, Tensor]) -> Tensor:
+        """P of the step from here, with this gradient's squares in s already."""
+        count, _, squares = state
+        root = self._squares(gradient, squares).div_(1 - self.beta2 ** (count + 1)).sqrt_()
+        return root.add_(self.epsilon).mul_(1 - self.beta1 ** (count + 1))
+
+    def step(
+        self, theta: Tensor, gradient: Tensor, state: tuple[int, Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[int, Tensor, Tensor]]:
+        """The next point, count and averages."""
+        count, mean, squares = state
+        mean = mean.mul(self.beta1).add_(gradient, alpha=1 - self.beta1)
+        scale = self.preconditioner(gradient, state)
+        after = (count + 1, mean, self._squares(gradient, squares))
+        return theta.addcdiv(mean, scale, value=-self.lr), after
+
+
+#: The rules whose step size is a number of their own, and may change.
+RuleWithStepSize = GradientDescent | Polyak | Nesterov | RMSProp | Adam
+
+
 class StepSizeChanges:
     """Another rule whose step size changes at given steps.
 
@@ -218,14 +399,13 @@ class StepSizeChanges:
             not a finite number above zero.
     """
 
-    def __init__(
-        self, rule: GradientDescent | Polyak | Nesterov, changes: Sequence[tuple[int, float]]
-    ) -> None:
+    def __init__(self, rule: RuleWithStepSize, changes: Sequence[tuple[int, float]]) -> None:
         """Make a rule for every stretch between two changes."""
         self.rule = rule
-        if not isinstance(rule, GradientDescent | Polyak | Nesterov):
+        if not isinstance(rule, RuleWithStepSize):
             raise ValueError(
-                f"the rule must be GradientDescent, Polyak or Nesterov, got {shown(rule)}"
+                "the rule must be GradientDescent, Polyak, Nesterov, RMSProp or Adam, got "
+                f"{shown(rule)}"
             )
         if not isinstance(changes, Sequence) or any(
             not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2

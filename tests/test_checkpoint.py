@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from eoslib import (
+    Adam,
     GradientDescent,
     Measurement,
     Minibatches,
     Nesterov,
     Objective,
     Polyak,
+    RMSProp,
     Run,
     SharpnessTracker,
     TaylorQuadratic,
@@ -155,6 +157,8 @@ CASES = {
     "gradient descent": one(GradientDescent(0.3)),
     "polyak": one(Polyak(0.3, 0.9)),
     "nesterov": one(Nesterov(0.05, 0.9)),
+    "adam": one(Adam(0.01)),
+    "rmsprop, step-size drop": one(StepSizeChanges(RMSProp(0.01), [(20, 0.005), (45, 0.02)])),
     "step-size drop": one(StepSizeChanges(Polyak(0.3, 0.5), [(20, 0.1), (45, 0.2)])),
     "float64": one(GradientDescent(0.3), make=lambda: objective(dtype="float64")),
     "mini-batches": one(GradientDescent(0.1), batches=Minibatches(7, seed=3)),

@@ -165,6 +165,7 @@ def test_settings_from_a_file(tmp_path, capsys):
         (f"{TRAIN[:53]} --lr 1 --option widths=5", "an option is of the wrong kind"),
         (f"{TRAIN} --lr 1 --device meta", "device 'meta' cannot be used here"),
         (f"{TRAIN} --lr 1 --seed {2**64}", "seed must fit in 64 bits"),
+        (f"{TRAIN} --optimizer adam --lr 0.1 --beta 0.9", "beta has no meaning for the optimizer"),
         (f"{TRAIN} --optimizer flow --tick 0", "tick must be finite and above 0"),
         ("reproduce chebyshev-4 --lr 0", "must be finite and above 0"),
         ("reproduce fig4 --data no/such/file", "there is no no/such/file, which --data names"),

@@ -21,10 +21,12 @@ import pytest
 import torch
 
 from eoslib import (
+    Adam,
     GradientDescent,
     Objective,
     Polyak,
     RandomProjection,
+    RMSProp,
     Run,
     SharpnessTracker,
     TaylorQuadratic,
@@ -102,6 +104,7 @@ def test_the_key_is_that_of_what_determines_the_result():
         small(loss_goal=0.1),
         small(dtype="float64"),
         small(optimizer="polyak", beta=0.5),
+        small(optimizer="adam", beta1=0.5, lr_changes=[(3, 0.2)]),
         small(architecture_options={"widths": [7]}),
         small(batch_norm="ghost", chunk_size=5),
         small(batch_norm="ghost", chunk_size=6),
@@ -128,6 +131,9 @@ def test_the_key_is_the_same_in_every_process_and_version():
         ({"lr": None}, "the optimizer 'gd' needs lr"),
         ({"lr": -1.0}, "finite and above 0"),
         ({"beta": 0.9}, "beta has no meaning for the optimizer 'gd'"),
+        ({"beta2": 0.9}, "beta2 has no meaning for the optimizer 'gd'"),
+        ({"optimizer": "rmsprop", "beta1": 0.9}, "beta1 has no meaning for the optimizer 'rmsp"),
+        ({"optimizer": "adam", "beta2": 1}, r"beta2 must lie in \[0, 1\), got 1"),
         ({"optimizer": "polyak"}, "the optimizer 'polyak' needs beta"),
         ({"optimizer": "flow"}, "lr has no meaning for the optimizer 'flow'"),
         ({"num_steps": 0}, "num_steps must be a positive whole number"),
@@ -160,6 +166,19 @@ def test_an_experiment_is_the_training_written_by_hand(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [
         run_path(small(optimizer="polyak", beta=0.5), tmp_path).name
     ]
+
+
+def test_adaptive_optimizers_have_their_numbers_or_the_rules_own(tmp_path):
+    adam = small(optimizer="adam", beta1=0.5, epsilon=1, lr=0.01)
+    assert adam.rule() == Adam(0.01, 0.5, epsilon=1)
+    assert "_adam_lr0.01_beta10.5_" in adam.name
+    assert small(optimizer="rmsprop", lr=0.01).rule() == RMSProp(0.01)
+    run = run_experiment(adam, tmp_path, device="cpu")
+    assert_same_record(run, train(objective(), Adam(0.01, 0.5, epsilon=1), num_steps=40))
+    with pytest.raises(ValueError, match=r"'top-direction' is about the sharpness.*leave it"):
+        run_experiment(
+            small(optimizer="adam", quantities={"top-direction": {"every": 1}}), tmp_path
+        )
 
 
 def test_settings_reach_the_training(tmp_path):

@@ -14,9 +14,11 @@ from matplotlib import pyplot as plt
 pytest.importorskip("anywidget")
 
 from eoslib import (
+    Adam,
     GradientDescent,
     Objective,
     Polyak,
+    RMSProp,
     Run,
     Series,
     StepSizeChanges,
@@ -383,9 +385,12 @@ def repeated(laboratory: Laboratory, steps: int) -> dict[str, list[float]]:
     [
         GradientDescent(0.1),
         Polyak(0.1, 0.5),
+        # (T₃ is odd: some gradients are zero but for rounding, which a small ε would blow up.)
+        RMSProp(0.001, 0.9, 1e-3),
+        Adam(0.001, 0.8, 0.99, 1e-3),
         StepSizeChanges(GradientDescent(0.1), [(10, 0.05), (30, 0.2)]),
     ],
-    ids=["gd", "polyak", "changes"],
+    ids=["gd", "polyak", "rmsprop", "adam", "changes"],
 )
 def test_the_page_repeats_a_run_of_python_beside_its_shadow(small, rule):
     run = train(small, rule, num_steps=40, sharpness_schedule=every(1))
@@ -460,7 +465,11 @@ def test_runs_without_a_counterpart_are_refused(small, tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             Laboratory.from_run(run, **options)
-    for change in ({"optimizer": "adam"}, {"batch_size": 3}, {"loss": "token_cross_entropy"}):
+    for change in (
+        {"optimizer": "inverse-sharpness"},
+        {"batch_size": 3},
+        {"loss": "token_cross_entropy"},
+    ):
         other = Run(run.settings | change, run.series, run.outcome)
         with pytest.raises(ValueError, match=r"the laboratory (repeats|has no loss)"):
             Laboratory.from_run(other, settings=CHEBYSHEV_3, initial_point=small.initial_point)

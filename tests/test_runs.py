@@ -180,6 +180,27 @@ def test_crossing_and_ratio_ignore_missing_measurements():
     assert make_run([0.5, 1.0, 0.9]).crossing == 10
 
 
+def test_an_adaptive_optimizers_threshold_is_for_the_preconditioned_sharpness():
+    run = make_run([0.1, 0.1, 0.1])
+    assert run.curvature.values.tolist() == run.sharpness.values.tolist()
+    assert not run.is_preconditioned
+    with pytest.raises(KeyError, match="no series 'preconditioned_sharpness'"):
+        run.preconditioned_sharpness  # noqa: B018
+    steps = run["sharpness"].steps
+    for ratios, words in (
+        ([0.5, 1.2, 1.0], "at the edge since step 10"),
+        ([0.5, 0.6, 0.7], "sharpening: preconditioned sharpness 14, threshold 20"),
+        ([0.5, 1.6, 1.6], "above it at the end: preconditioned sharpness 1.60 × threshold"),
+    ):
+        run.series["preconditioned_sharpness"] = Series(steps, 20.0 * np.array(ratios))
+        assert run.is_preconditioned
+        np.testing.assert_allclose(run.sharpness_ratio.values, ratios)
+        np.testing.assert_allclose(run.sharpness.values, 2)
+        assert run.describe() == words
+    run.series["preconditioned_sharpness"] = Series(steps, [np.nan, 30.0, 10.0])
+    assert run.crossing == 10
+
+
 def test_a_change_of_the_step_size_moves_the_threshold():
     run = make_run(ratios=(0.5, 0.5, 0.5, 0.5), lr=0.1)
     run.settings["lr_changes"] = [[20, 0.4]]
@@ -204,6 +225,9 @@ def test_at_the_edge_since_counts_from_the_stay_that_lasts():
     assert make_run(spike).describe() == "crossed at step 50, at the edge since step 290"
     dips = [0.9, 1.0, 1.1, 0.7, 0.75, 1.1] * 8 + [1.0]  # no stretch of five
     assert make_run(dips).describe() == "at the edge since step 10"
+    just_below = [1.5] * 2 + [0.3] * 20 + [0.95] * 20
+    words = "started above the edge, at the edge since step 230"  # the stretch reaches there
+    assert make_run(just_below).describe() == words
     dropped = make_run([0.5, 1.0, *[1.0] * 10, *[1.02] * 20], lr=0.1)
     dropped.outcome = Outcome("completed", 320, "a message")
     dropped.settings["lr_changes"] = [[40, 0.1]]  # none, but a change all the same

@@ -217,7 +217,7 @@ def test_the_tracker_follows_the_dense_hessian_along_training():
     exact: list[list[float]] = []
 
     class Watched(SharpnessTracker):
-        def solve(self, theta, hessian=None):
+        def solve(self, theta, hessian=None, *, preconditioner=None):
             eigenvalues = torch.linalg.eigvalsh(dense_hessian(objective, theta))
             exact.append(eigenvalues.flip(0)[:2].tolist())
             return super().solve(theta, hessian)
@@ -250,12 +250,18 @@ def test_what_was_the_top_and_is_now_the_null_space_is_not_taken_for_the_top():
     assert float(tracker(theta)[0]) == pytest.approx(6 * 0.25, rel=1e-3)
 
 
-def test_of_several_runs_only_those_that_lost_their_eigenvector_are_searched_anew(monkeypatch):
+@pytest.mark.parametrize("scales", [None, (1.0, 2.0, 4.0)], ids=["plain", "preconditioned"])
+def test_of_several_runs_only_those_that_lost_their_eigenvector_are_searched_anew(
+    scales, monkeypatch
+):
     objective = Objective(_Wells(50), torch.zeros(2, 1), torch.zeros(2, 50), dtype=DOUBLE)
     tracker = SharpnessTracker(objective, cold_every=10**6)
     theta = torch.zeros(3, 50, dtype=DOUBLE)
     theta[:, :3] = torch.tensor([1.0, 0.9, 0.5])
-    assert tracker(theta)[:, 0].tolist() == pytest.approx([6, 6, 6])
+    scale = torch.tensor(scales or (1.0, 1.0, 1.0), dtype=DOUBLE)
+    given = None if scales is None else scale[:, None].expand(3, 50)
+    exact = torch.tensor([6.0, 6.0, 6.0], dtype=DOUBLE) / scale
+    assert tracker(theta, preconditioner=given)[:, 0].tolist() == pytest.approx(exact.tolist())
     theta[1, :3] = torch.tensor([0.0, 0.0, 0.5])  # as above, but in one run only
     for memory in tracker._memories[1]:
         memory.vectors[2:] = 0
@@ -267,8 +273,9 @@ def test_of_several_runs_only_those_that_lost_their_eigenvector_are_searched_ane
 
     monkeypatch.setattr(tracker, "_search_from_random", watched)
     before, counted = tracker.num_products, objective.num_products
-    found = tracker(theta)[:, 0].tolist()
-    assert found == pytest.approx([6, 6 * 0.25, 6], rel=1e-3)
+    found = tracker(theta, preconditioner=given)[:, 0].tolist()
+    exact[1] *= 0.25
+    assert found == pytest.approx(exact.tolist(), rel=1e-3)
     assert searched == [1]
     assert tracker.num_products - before == objective.num_products - counted
 

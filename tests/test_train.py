@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib import pyplot
 from torch import nn
 
 from eoslib import (
+    Adam,
     GradientDescent,
     InverseSharpness,
     Loss,
@@ -18,7 +20,9 @@ from eoslib import (
     Minibatches,
     Objective,
     Polyak,
+    RMSProp,
     SharpnessTracker,
+    StepSizeChanges,
     accuracy_above,
     at_steps,
     build,
@@ -34,7 +38,7 @@ from eoslib import (
 from eoslib.measure import as_loss
 from eoslib.plotting import plot_runs
 from eoslib.recorder import Snapshot
-from tests.oracles import squared_weight
+from tests.oracles import dense_hessian, squared_weight
 
 DOUBLE = torch.float64
 
@@ -274,6 +278,87 @@ def test_even_intervals_see_both_sides_of_a_period_of_two():
     assert [step for step in range(13) if every(2)(step)] == [0, 3, 4, 7, 8, 11, 12]
     assert [step for step in range(12) if every(5)(step)] == [0, 5, 10]
     assert all(every(1)(step) for step in range(5))
+
+
+def fit(loss="square", seed=1):
+    """No gradient is exactly zero here, as those of the digits' empty pixels are."""
+    model = build("fc-tanh", 1, 1, widths=(8, 8), init="lecun", seed=seed)
+    return Objective.from_dataset(model, chebyshev(3, 12), loss, dtype=DOUBLE)
+
+
+ADAPTIVE = (Adam(0.002, 0.5, 0.9), RMSProp(0.001), StepSizeChanges(Adam(0.01), [(4, 0.001)]))
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE, ids=repr)
+@pytest.mark.parametrize("batches", [None, Minibatches(5)])
+def test_the_preconditioned_sharpness_is_that_of_the_step_to_come(rule, batches):
+    """Against a dense Hessian and the P that turns the (averaged) gradient into the step."""
+    objective, points = fit(), []
+    run = train(
+        objective,
+        rule,
+        num_steps=9,
+        sharpness=SharpnessTracker(objective, rtol=1e-6),
+        sharpness_schedule=every(1),
+        batches=batches,
+        report=lambda now: points.append(now.theta.clone()),
+    )
+    inner = rule.rule if isinstance(rule, StepSizeChanges) else rule
+    gradients = None if batches is None else batches.epochs(objective.num_examples)
+    mean, beta1 = 0.0, getattr(inner, "beta1", 0.0)
+    assert run.preconditioned_sharpness.steps.tolist() == list(range(10))
+    for step, (here, after) in enumerate(itertools.pairwise(points)):
+        gradient = (
+            objective.gradient(here)
+            if gradients is None
+            else objective.minibatch_gradient(here, next(gradients))
+        )
+        mean = beta1 * mean + (1 - beta1) * gradient
+        lr = 0.001 if inner is not rule and step >= 4 else rule.lr
+        scale = (lr * mean / (here - after)).rsqrt()
+        hessian = dense_hessian(objective, here)
+        exact = torch.linalg.eigvalsh(scale[:, None] * hessian * scale)[-1].item()
+        assert run["preconditioned_sharpness"].values[step] == pytest.approx(exact, rel=1e-4)
+        plain = torch.linalg.eigvalsh(hessian)[-1].item()
+        assert run["sharpness"].values[step] == pytest.approx(plain, rel=1e-4)
+    assert "preconditioned_sharpness" not in train(fit(), GradientDescent(0.1), num_steps=1).series
+
+
+def test_adaptive_rules_beside_others_in_one_computation():
+    """One diverges, so that the rows of the others move up."""
+    objective = fit()
+    rules = [GradientDescent(0.1), Adam(1e6), *ADAPTIVE]
+    runs = train_together(objective, rules, num_steps=30, sharpness_schedule=every(3))
+    assert runs[1].outcome.status == "diverged"
+    for rule, run in zip(rules, runs, strict=True):
+        alone = train(objective, rule, num_steps=30, sharpness_schedule=every(3))
+        assert run.series.keys() == alone.series.keys()
+        assert run.settings == alone.settings
+        for name, series in alone.series.items():
+            np.testing.assert_array_equal(run[name].steps, series.steps)
+            np.testing.assert_allclose(run[name].values, series.values, rtol=2e-3)
+    assert ["preconditioned_sharpness" in run.series for run in runs] == [False, *[True] * 4]
+
+
+def test_the_preconditioned_sharpness_is_of_the_objective_that_is_measured():
+    objective, other = fit(), fit(seed=3)
+    tracker = SharpnessTracker(other, rtol=1e-6)
+    run = train(objective, RMSProp(0.01), num_steps=1, sharpness=tracker)
+    theta = objective.initial_point
+    scale = RMSProp(0.01).preconditioner(objective.gradient(theta), torch.zeros_like(theta)).rsqrt()
+    hessian = scale[:, None] * dense_hessian(other, theta) * scale
+    exact = torch.linalg.eigvalsh(hessian)[-1].item()
+    assert run["preconditioned_sharpness"].values[0] == pytest.approx(exact, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("rule", [RMSProp(5e-4), Adam(2e-3), Adam(1e-3, 0.5)], ids=repr)
+def test_the_adaptive_edge_of_stability_on_chebyshev(rule, seed):
+    model = build("fc-tanh", 1, 1, widths=(20, 20), init="lecun", seed=seed)
+    objective = Objective.from_dataset(model, chebyshev(4), dtype=DOUBLE)
+    run = train(objective, rule, num_steps=3000, sharpness_schedule=every(25))
+    assert 0.9 < np.median(run.sharpness_ratio.since(2000).values) < 1.1
 
 
 class TestTogether:

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from eoslib import GradientDescent, InverseSharpness, Nesterov, Polyak, SharpnessTracker
-from eoslib.update_rules import StepSizeChanges
+from eoslib import (
+    Adam,
+    GradientDescent,
+    InverseSharpness,
+    Nesterov,
+    Polyak,
+    RMSProp,
+    SharpnessTracker,
+)
+from eoslib.update_rules import StepSizeChanges, is_preconditioned, preconditioner_of
 from tests.oracles import squared_weight
 
 RULES = [
@@ -57,6 +65,99 @@ def test_steps_are_those_of_pytorch(rule):
         ours, state = rule.step(ours, curvature * ours, state)
         assert torch.allclose(ours, theirs.detach(), rtol=1e-13)
     assert torch.equal(theta, torch.linspace(-1, 1, 5, dtype=torch.float64))
+
+
+#: With what PyTorch calls it.
+ADAPTIVE = [
+    (RMSProp(0.01), torch.optim.RMSprop, {}),
+    (RMSProp(0.01, 0.9, 1e-3), torch.optim.RMSprop, {"alpha": 0.9, "eps": 1e-3}),
+    (Adam(0.01), torch.optim.Adam, {}),
+    (Adam(0.01, 0.5, 0.9, 1e-3), torch.optim.Adam, {"betas": (0.5, 0.9), "eps": 1e-3}),
+    (Adam(0.01, beta1=0, beta2=0), torch.optim.Adam, {"betas": (0.0, 0.0)}),
+]
+
+
+@pytest.mark.parametrize(("rule", "theirs", "options"), ADAPTIVE, ids=repr)
+def test_adaptive_steps_are_those_of_pytorch_and_divided_by_the_preconditioner(
+    rule, theirs, options
+):
+    """θ moves by −η P⁻¹ times the (averaged) gradient, with the P that is told beforehand."""
+    theta = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    curvature = torch.tensor([1.0, 100.0, 3.0, 4.0, 5.0], dtype=torch.float64)
+    parameter = torch.nn.Parameter(theta.clone())
+    optimizer = theirs([parameter], lr=rule.lr, **options)
+    ours, state, mean = theta, rule.init(theta), torch.zeros(5, dtype=torch.float64)
+    beta1 = getattr(rule, "beta1", 0.0)
+    for _ in range(40):
+        optimizer.zero_grad()
+        (0.5 * curvature * parameter**2).sum().backward()
+        optimizer.step()
+        gradient = curvature * ours
+        mean = beta1 * mean + (1 - beta1) * gradient
+        scale = rule.preconditioner(gradient, state)
+        moved = ours - rule.lr * mean / scale
+        ours, state = rule.step(ours, gradient, state)
+        assert torch.allclose(ours, parameter.detach(), rtol=1e-12, atol=1e-15)
+        assert torch.allclose(ours, moved, rtol=1e-12, atol=1e-15)
+    assert torch.equal(theta, torch.linspace(-1, 1, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rule", [rule for rule, *_ in ADAPTIVE], ids=repr)
+def test_with_p_held_an_adaptive_rule_is_stable_up_to_its_threshold(rule):
+    """On ½ a x² with P = 1 a step is linear in x and the averaged gradient m."""
+    beta1, low, high = getattr(rule, "beta1", 0.0), 0.0, 100 / rule.lr
+    for _ in range(60):
+        a = (low + high) / 2
+        mean = np.array([(1 - beta1) * a, beta1])  # of (x, m)
+        step = np.array([[1.0, 0.0] - rule.lr * mean, mean])
+        unstable = np.abs(np.linalg.eigvals(step)).max() > 1 + 1e-12
+        low, high = (low, a) if unstable else (a, high)
+    assert low == pytest.approx(rule.threshold, rel=1e-6)
+
+
+def test_thresholds_of_adaptive_rules():
+    assert RMSProp(0.01).threshold * 0.01 == pytest.approx(2)
+    assert [Adam(0.01, b).threshold * 0.01 for b in (0, 0.5, 0.9)] == pytest.approx([2, 6, 38])
+    assert Adam(0.01).settings == {"lr": 0.01, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+    assert RMSProp(0.01).settings == {"lr": 0.01, "beta2": 0.99, "epsilon": 1e-8}
+    assert (Adam(0.01).name, RMSProp(0.01).name) == ("adam", "rmsprop")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Adam(0), "step size must be finite and above 0"),
+        (lambda: RMSProp(float("inf")), "step size must be finite and above 0"),
+        (lambda: Adam(0.1, beta1=1), r"beta1 must lie in \[0, 1\), got 1.0"),
+        (lambda: Adam(0.1, beta2=-0.1), r"beta2 must lie in \[0, 1\), got -0.1"),
+        (lambda: RMSProp(0.1, 1.5), r"beta2 must lie in \[0, 1\), got 1.5"),
+        (lambda: RMSProp(0.1, beta2="0.9"), "beta2 must be a number, got '0.9'"),
+        (lambda: Adam(0.1, epsilon=0), "epsilon must be finite and above 0, got 0.0"),
+        (lambda: RMSProp(0.1, epsilon=float("nan")), "epsilon must be finite and above 0"),
+    ],
+)
+def test_numbers_that_no_adaptive_rule_has(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_what_has_a_preconditioner():
+    gradient = torch.tensor([0.5, -2.0], dtype=torch.float64)
+    for rule in (GradientDescent(0.1), StepSizeChanges(Polyak(0.1, 0.9), [(1, 0.2)])):
+        assert not is_preconditioned(rule)
+        ones = preconditioner_of(rule, gradient, rule.init(gradient))
+        assert ones.tolist() == [1, 1]
+    adam = Adam(0.1, beta1=0.5)
+    changing = StepSizeChanges(adam, [(1, 0.2)])
+    state, inner = changing.init(gradient), adam.init(gradient)
+    for _ in range(3):
+        assert is_preconditioned(changing)
+        own = adam.preconditioner(gradient, inner)
+        assert torch.equal(preconditioner_of(changing, gradient, state), own)
+        _, state = changing.step(gradient, gradient, state)
+        _, inner = adam.step(gradient, gradient, inner)
+    first = adam.preconditioner(gradient, adam.init(gradient))
+    torch.testing.assert_close(first, 0.5 * gradient.abs(), rtol=1e-7, atol=0)
 
 
 def test_a_momentum_is_a_number_of_pythons():

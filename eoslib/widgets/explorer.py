@@ -330,7 +330,7 @@ def _pack(groups: Mapping[str, Sequence[Run]]) -> tuple[dict[str, Any], bytes]:
             "words": run.describe(),
             "status": run.outcome.status,
             "loss": describe(run["loss"]),
-            "sharpness": describe(run.sharpness),
+            "sharpness": describe(run.curvature),
         }
         for name, runs in groups.items()
         for run in runs

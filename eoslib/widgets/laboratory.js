@@ -1062,16 +1062,18 @@ function render({ model, el }) {
 
   function lines() {
     const { changes, stepSize: first, ...s } = engine.decodeSettings(snap.address), steps = snap.record.steps - 1;
-    const rule = { gd: "GradientDescent", polyak: "Polyak", nesterov: "Nesterov" }[s.optimizer], flow = s.optimizer === "flow";
-    const cannot = s.task === "quadratic" ? "this task" : !rule && !flow ? `the optimizer ${CHOICES.optimizer[s.optimizer]}`
-      : steps < 1 ? "a run of no steps" : "";
+    const flow = s.optimizer === "flow", [rule, ...numbers] = {
+      gd: ["GradientDescent"], polyak: ["Polyak", s.beta], nesterov: ["Nesterov", s.beta], flow: [],
+      rmsprop: ["RMSProp", s.beta2, s.epsilon], adam: ["Adam", s.beta1, s.beta2, s.epsilon],
+    }[s.optimizer];
+    const cannot = s.task === "quadratic" ? "this task" : steps < 1 ? "a run of no steps" : "";
     if (cannot) return `# eoslib's train has no counterpart of ${cannot}; the saved data hold the run`;
     const { task } = started, sizes = [task.numInputs, ...s.hidden, task.numOutputs];
     const act = { tanh: "Tanh", relu: "ReLU", gelu: "GELU", softplus: "Softplus", linear: "Identity" }[s.activation];
     const layers = sizes.slice(1).map((n, l) => `    nn.Linear(${sizes[l]}, ${n}${s.bias === "yes" ? "" : ", bias=False"}),`)
       .join(`\n    nn.${act}(),\n`);
     const past = changes.filter(([step]) => step < steps).map(([step, lr]) => `(${step}, ${lr})`);
-    const made = `${rule}(${s.optimizer === "gd" ? first : `${first}, ${s.beta}`})`;
+    const made = `${rule}(${[first, ...numbers].join(", ")})`;
     const several = s.eigenvalues > 1 ? `,\n    sharpness=SharpnessTracker(objective, ${s.eigenvalues})` : "";
     const batches = s.batch ? `,\n    batches=Minibatches(${s.batch}),  # drawn by another generator than the page's` : "";
     const names = [...(flow ? ["gradient_flow"] : [rule, "every", "train"]), "Objective", ...(past.length ? ["StepSizeChanges"] : []),

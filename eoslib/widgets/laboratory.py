@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eoslib.architectures import build_for
 from eoslib.data import load_dataset
-from eoslib.experiment import Experiment
+from eoslib.experiment import AVERAGES, Experiment
 from eoslib.palette import ACCENT, INK, step_size_color
 from eoslib.plotting import book_style
 from eoslib.runs import Outcome, Run, Series
@@ -176,6 +176,9 @@ NUM_IMAGES = 300
 #: The presets' runs as the engine makes them, for pictures (`scripts/laboratory_runs.py`).
 RUNS_FILE = Path(__file__).parent / "laboratory_runs.npz"
 
+#: Optimizers whose threshold is one for the preconditioned sharpness.
+_ADAPTIVE = ("adam", "rmsprop")
+
 #: The step sizes at the two ends of the colour map: those of the slider in the page.
 _RANGE, _ADAPTIVE_RANGE = (0.01, 2.0), (1e-5, 0.1)
 
@@ -316,8 +319,8 @@ class Laboratory(anywidget.AnyWidget):
             )
 
         Args:
-            run: of gradient descent, Polyak or Nesterov momentum with the full batch, or of
-                gradient flow.
+            run: of gradient descent, Polyak or Nesterov momentum, RMSProp or Adam with the full
+                batch, or of gradient flow.
             settings: task and network, as for the constructor; optimizer, step size and loss are
                 the run's.
             initial_point: its weights at step 0.
@@ -386,7 +389,8 @@ class Laboratory(anywidget.AnyWidget):
     def run(self) -> Run | None:
         """The reader's run when it last paused, or None if there was none.
 
-        Up to 1,024 steps every step is in the series `loss`, `sharpness` and `threshold`.
+        Up to 1,024 steps every step is in the series `loss`, `sharpness` (of an adaptive optimizer
+        `preconditioned_sharpness`) and `threshold`.
         In longer runs consecutive steps share an entry, at the first of them: it is the middle
         between the lowest and the highest value, which `loss_low`, `loss_high` and so on hold.
         A run paused in the middle of a step has made one update more than it has measured, so
@@ -400,11 +404,12 @@ class Laboratory(anywidget.AnyWidget):
 def _of_method(run: Run) -> dict[str, Any]:
     """What the run knows of optimizer and loss, as settings of the engine."""
     name, settings = run.settings.get("optimizer"), run.settings
-    names = {"gradient flow": "flow", "gd": "gd", "polyak": "polyak", "nesterov": "nesterov"}
+    names = {name: name for name in ("gd", "polyak", "nesterov", *_ADAPTIVE)}
+    names["gradient flow"] = "flow"
     if name not in names or settings.get("batch_size") is not None:
         raise ValueError(
             "the laboratory repeats full-batch runs of gradient descent, Polyak and Nesterov "
-            f"momentum, and gradient flow; this is {name!r}"
+            f"momentum, RMSProp, Adam, and gradient flow; this is {name!r}"
             + (" with mini-batches" if name in names else "")
         )
     if settings.get("loss", "square") not in ("square", "cross_entropy"):
@@ -413,7 +418,7 @@ def _of_method(run: Run) -> dict[str, Any]:
     own |= (
         {"stepSize": run.lr, "changes": settings.get("lr_changes", [])} if "lr" in settings else {}
     )
-    return own | ({"beta": settings["beta"]} if "beta" in settings else {})
+    return own | {name: settings[name] for name in AVERAGES if name in settings}
 
 
 def _of_experiment(experiment: Experiment) -> tuple[dict[str, Any], NDArray[np.float64]]:
@@ -450,13 +455,13 @@ def _envelope(run: Run) -> tuple[dict[str, Any], NDArray[np.float64]]:
     They are so many that each holds a measurement of the sharpness. Where a record is an envelope
     already, its own bounds are taken.
     """
-    last, sharpness = int(run["loss"].steps[-1]), run.sharpness
-    if not len(sharpness):
+    last, curvature = int(run["loss"].steps[-1]), run.curvature
+    if not len(curvature):
         raise ValueError(
             "this run has no sharpness that was found; nothing to set beside the page's"
         )
-    width = max([1, math.ceil((last + 1) / MOST_BUCKETS), *np.diff(sharpness.steps).tolist()])
-    count = min(last, int(sharpness.steps[-1])) // width + 1
+    width = max([1, math.ceil((last + 1) / MOST_BUCKETS), *np.diff(curvature.steps).tolist()])
+    count = min(last, int(curvature.steps[-1])) // width + 1
 
     def bounds(name: str, known: Series) -> list[NDArray[np.float64]]:
         low, high = np.full(count, np.inf), np.full(count, -np.inf)
@@ -471,7 +476,8 @@ def _envelope(run: Run) -> tuple[dict[str, Any], NDArray[np.float64]]:
         time = bounds("time", run["time"])
     else:  # the sum of the step sizes so far
         time = [run.time(width * np.arange(count))] * 2
-    rows = [*time, *bounds("loss", run["loss"]), *bounds("sharpness", sharpness)]
+    name = "preconditioned_sharpness" if run.is_preconditioned else "sharpness"
+    rows = [*time, *bounds("loss", run["loss"]), *bounds(name, curvature)]
     description = {
         "channels": ["time", "loss", "eigenvalue1"],
         "width": width,
@@ -487,7 +493,7 @@ def picture(preset: str) -> Figure:
 
     one = PRESETS[preset]
     settings, is_time = one["settings"], one.get("axis") == "time"
-    adaptive = settings.get("optimizer") in ("adam", "rmsprop")
+    adaptive = settings.get("optimizer") in _ADAPTIVE
     is_flow = settings.get("optimizer") == "flow"
     color = (
         INK["light"]
@@ -520,7 +526,8 @@ def picture(preset: str) -> Figure:
         )
         of_loss = "loss" if settings.get("task") == "quadratic" else f"train loss\n({loss_name})"
         upper.set(yscale="log", ylabel=of_loss, ylim=(None, 2 * highest))
-        lower.set(ylabel="sharpness", ylim=(0, None), xlabel="time" if is_time else "step")
+        lower.set(ylabel="preconditioned\nsharpness" if adaptive else "sharpness")
+        lower.set(ylim=(0, None), xlabel="time" if is_time else "step")
         if np.isfinite(runs[preset][0][2][1]).any():
             lower.legend(loc="lower right")
     return figure
@@ -530,7 +537,8 @@ def _run_from_page(result: Mapping[str, Any], numbers: NDArray[np.float64]) -> R
     num_parameters, every = result["parameters"], result["every"]
     final, initial = numbers[: 2 * num_parameters].reshape(2, num_parameters)
     rows = numbers[2 * num_parameters :].reshape(len(result["channels"]), 2, -1)
-    names = {"eigenvalue1": "sharpness"}
+    adaptive = result["settings"].get("optimizer") in _ADAPTIVE
+    names = {"eigenvalue1": "preconditioned_sharpness" if adaptive else "sharpness"}
     series = {}
     for channel, (low, high) in zip(result["channels"], rows, strict=True):
         known = np.isfinite(low) & np.isfinite(high)

@@ -708,7 +708,7 @@ def run_lines(page: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple
 
 
 @browser_test
-@pytest.mark.parametrize("optimizer", ["gd", "polyak", "nesterov"])
+@pytest.mark.parametrize("optimizer", ["gd", "polyak", "nesterov", "rmsprop", "adam"])
 def test_the_lines_for_the_library_repeat_the_run(
     shown: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
@@ -723,9 +723,12 @@ def test_the_lines_for_the_library_repeat_the_run(
     run, data = run_lines(shown, tmp_path, monkeypatch)
     assert run.settings["optimizer"] == optimizer
     ((_, smaller),) = run.settings["lr_changes"]
-    assert smaller < run.lr == 0.2
+    assert smaller < run.lr == run.settings["lr"] == data["settings"]["stepSize"]
     np.testing.assert_allclose(data["low"]["loss"], run["loss"].values, rtol=1e-7)
-    for j in (0, 1):
+    if run.is_preconditioned:
+        largest = run.preconditioned_sharpness.values
+        np.testing.assert_allclose(data["low"]["eigenvalue1"], largest, rtol=3e-3)
+    for j in () if run.is_preconditioned else (0, 1):
         np.testing.assert_allclose(
             data["low"][f"eigenvalue{j + 1}"], run["eigenvalues"].values[:, j], rtol=3e-3
         )
@@ -762,10 +765,10 @@ def test_the_lines_for_mini_batches_run(
 
 @browser_test
 def test_lines_that_the_library_has_not(shown: Any) -> None:
-    choose(shown, "adam")
-    reach(shown, 0)
+    shown.locator(".eos-settings summary").click()
+    set_field(shown, "task", "quadratic")
     run_to(shown, 20)
-    assert "no counterpart of the optimizer Adam" in library_lines(shown)
+    assert "no counterpart of this task" in library_lines(shown)
 
 
 # -- pages -----------------------------------------------------------------------------------------
