@@ -164,10 +164,10 @@ class Run:
 
     @property
     def preconditioned_sharpness(self) -> Series:
-        """The largest eigenvalue of P⁻¹H, of an adaptive optimizer; converged measurements only.
+        """The largest eigenvalue of D⁻¹H, of an adaptive optimizer; converged measurements only.
 
         Raises:
-            KeyError: the optimizer has no preconditioner P.
+            KeyError: the optimizer has no preconditioner D.
         """
         return self._converged("preconditioned_sharpness")
 

@@ -160,8 +160,8 @@ class SharpnessTracker:
             theta: ``(P,)``, or ``(R, P)`` for R runs, on any device.
             hessian: the objective's Hessian at θ if the caller has it already, as a training step
                 has: it holds the gradient's graph.
-            preconditioner: the diagonal of P, of θ's shape, for the eigenvalues of P⁻¹H. The
-                eigenvectors in `last` are then those of P^{-1/2} H P^{-1/2}.
+            preconditioner: the diagonal of D, of θ's shape, for the eigenvalues of D⁻¹H. The
+                eigenvectors in `last` are then those of D^{-1/2} H D^{-1/2}.
 
         Returns:
             ``(max_k,)``, or ``(R, max_k)``, float64.

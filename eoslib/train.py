@@ -126,8 +126,8 @@ def train(
             measures its own objective, which may be another one (of fewer examples, say) than the
             one that is trained.
             Recorded as ``sharpness`` ``(m,)``, and also as ``eigenvalues`` ``(m, k)`` if it
-            reports several. Where the rule divides by a preconditioner P (`Adam`, `RMSProp`), the
-            largest eigenvalue of P⁻¹H is recorded too, as ``preconditioned_sharpness``: P is the
+            reports several. Where the rule divides by a preconditioner D (`Adam`, `RMSProp`), the
+            largest eigenvalue of D⁻¹H is recorded too, as ``preconditioned_sharpness``: D is the
             one of the step from θ_t.
         sharpness_schedule: when to measure it; default every 5 steps.
         batches: follow the gradients of mini-batches (default: of the full batch). The training

@@ -10,9 +10,9 @@ grows, the first to leave the unit circle is r = −1, a flip of period 2 as for
 at z = 2 + 2β (Polyak) and at z = (2 + 2β)/(1 + 2β) (Nesterov).
 
 RMSProp and Adam divide each coordinate of their step by a number of its own, the diagonal of a
-*preconditioner* P that changes from step to step. With P held fixed they are gradient descent, or
-averaged gradients, in the coordinates P^{1/2} θ, where the Hessian is P^{-1/2} H P^{-1/2}. So their
-threshold is one for the *preconditioned sharpness*, the largest eigenvalue of P⁻¹H (Cohen et al.
+*preconditioner* D that changes from step to step. With D held fixed they are gradient descent, or
+averaged gradients, in the coordinates D^{1/2} θ, where the Hessian is D^{-1/2} H D^{-1/2}. So their
+threshold is one for the *preconditioned sharpness*, the largest eigenvalue of D⁻¹H (Cohen et al.
 2022, arXiv:2207.14484).
 """
 
@@ -73,7 +73,7 @@ class UpdateRule(Protocol):
     def threshold(self) -> float:
         """Largest stable curvature on a quadratic, for the full-batch rule.
 
-        For a rule that is `Preconditioned`, the largest stable eigenvalue of P⁻¹H.
+        For a rule that is `Preconditioned`, the largest stable eigenvalue of D⁻¹H.
         """
 
     def init(self, theta: Tensor) -> Any:
@@ -91,7 +91,7 @@ class Preconditioned(Protocol):
     """
 
     def preconditioner(self, gradient: Tensor, state: Any) -> Tensor:
-        """The diagonal of P in the step from here, all positive, of the gradient's shape."""
+        """The diagonal of D in the step from here, all positive, of the gradient's shape."""
 
 
 def is_preconditioned(rule: UpdateRule) -> bool:
@@ -278,8 +278,8 @@ class RMSProp(_Adaptive):
     r"""Gradient descent divided by the root mean square of recent gradients, as in PyTorch.
 
     .. math:: s_{t+1} = \beta_2 s_t + (1 - \beta_2) \nabla L(\theta_t)^2, \qquad
-              P = \sqrt{s_{t+1}} + \epsilon, \qquad
-              \theta_{t+1} = \theta_t - \eta P^{-1} \nabla L(\theta_t)
+              D = \sqrt{s_{t+1}} + \epsilon, \qquad
+              \theta_{t+1} = \theta_t - \eta D^{-1} \nabla L(\theta_t)
 
     squares, roots and quotients being taken coordinate by coordinate. (Tieleman & Hinton 2012;
     PyTorch calls :math:`\beta_2` ``alpha``.)
@@ -328,10 +328,10 @@ class Adam(_Adaptive):
     .. math:: m_t = \beta_1 m_{t-1} + (1 - \beta_1) \nabla L(\theta_{t-1}), \qquad
               s_t = \beta_2 s_{t-1} + (1 - \beta_2) \nabla L(\theta_{t-1})^2,
 
-    .. math:: P_t = (1 - \beta_1^t) \left(\sqrt{s_t / (1 - \beta_2^t)} + \epsilon\right), \qquad
-              \theta_t = \theta_{t-1} - \eta P_t^{-1} m_t
+    .. math:: D_t = (1 - \beta_1^t) \left(\sqrt{s_t / (1 - \beta_2^t)} + \epsilon\right), \qquad
+              \theta_t = \theta_{t-1} - \eta D_t^{-1} m_t
 
-    The corrections for the averages' beginning at zero are part of P. (Kingma & Ba 2015; P as in
+    The corrections for the averages' beginning at zero are part of D. (Kingma & Ba 2015; D as in
     Cohen et al. 2022.)
 
     Attributes:
@@ -365,7 +365,7 @@ class Adam(_Adaptive):
         return 0, theta.new_zeros(theta.shape), theta.new_zeros(theta.shape)
 
     def preconditioner(self, gradient: Tensor, state: tuple[int, Tensor, Tensor]) -> Tensor:
-        """P of the step from here, with this gradient's squares in s already."""
+        """D of the step from here, with this gradient's squares in s already."""
         count, _, squares = state
         root = self._squares(gradient, squares).div_(1 - self.beta2 ** (count + 1)).sqrt_()
         return root.add_(self.epsilon).mul_(1 - self.beta1 ** (count + 1))

@@ -46,15 +46,16 @@ for _name in ("_multiply", "_multiply_rows"):
     setattr(_Hessian, _name, _wrap())
 """,
     "no training to speak of": """
-for _rule in (_rules.GradientDescent, _rules.Polyak, _rules.Nesterov):
+for _rule in _RULES:
     def _wrap(_true=_rule.step):
         def _wrong(self, theta, gradient, state):
-            return _true(self, theta, 0.02 * gradient, state)
+            point, after = _true(self, theta, gradient, state)
+            return theta + 0.02 * (point - theta), after
         return _wrong
     _rule.step = _wrap()
 """,
     "every threshold a quarter too high": """
-for _rule in (_rules.GradientDescent, _rules.Polyak, _rules.Nesterov):
+for _rule in _RULES:
     _rule.threshold = property(lambda self, _true=_rule.threshold.fget: 1.25 * _true(self))
 """,
     # A factor drops out of ratios and slopes; a summand does not.
@@ -66,10 +67,11 @@ for _name in ("_multiply", "_multiply_rows"):
 """,
     "half the momentum": """
 import dataclasses as _dc
-for _rule in (_rules.Polyak, _rules.Nesterov):
-    def _wrap(_true=_rule.step):
+for _rule, _name in ((_rules.Polyak, "beta"), (_rules.Nesterov, "beta"), (_rules.Adam, "beta1")):
+    def _wrap(_true=_rule.step, _name=_name):
         def _wrong(self, theta, gradient, state):
-            return _true(_dc.replace(self, beta=0.5 * self.beta), theta, gradient, state)
+            half = {_name: 0.5 * getattr(self, _name)}
+            return _true(_dc.replace(self, **half), theta, gradient, state)
         return _wrong
     _rule.step = _wrap()
 """,
@@ -89,7 +91,7 @@ _flows.runge_kutta_step = _wrong
 
 #: One of these words is in a chapter's code, or the error could not show and takes no time.
 CONCERNS = {
-    "half the momentum": ("Polyak", "Nesterov"),
+    "half the momentum": ("Polyak", "Nesterov", "Adam"),
     "cross-entropy of half the outputs": ("cross_entropy",),
     "gradient flow a tenth too fast": ("gradient_flow", "runge_kutta_step"),
 }
@@ -100,6 +102,8 @@ PRELUDE = """
 import json as _json, math as _math
 import eoslib.checks as _checks, eoslib.update_rules as _rules
 from eoslib.objective import Hessian as _Hessian, Objective as _Objective
+
+_RULES = (_rules.GradientDescent, _rules.Polyak, _rules.Nesterov, _rules.RMSProp, _rules.Adam)
 
 def _report(claim, quantity, value, *, low=-_math.inf, high=_math.inf, digits=2, exact=False,
             reproduces=True):

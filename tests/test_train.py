@@ -292,7 +292,7 @@ ADAPTIVE = (Adam(0.002, 0.5, 0.9), RMSProp(0.001), StepSizeChanges(Adam(0.01), [
 @pytest.mark.parametrize("rule", ADAPTIVE, ids=repr)
 @pytest.mark.parametrize("batches", [None, Minibatches(5)])
 def test_the_preconditioned_sharpness_is_that_of_the_step_to_come(rule, batches):
-    """Against a dense Hessian and the P that turns the (averaged) gradient into the step."""
+    """Against a dense Hessian and the D that turns the (averaged) gradient into the step."""
     objective, points = fit(), []
     run = train(
         objective,

@@ -81,7 +81,7 @@ ADAPTIVE = [
 def test_adaptive_steps_are_those_of_pytorch_and_divided_by_the_preconditioner(
     rule, theirs, options
 ):
-    """θ moves by −η P⁻¹ times the (averaged) gradient, with the P that is told beforehand."""
+    """θ moves by −η D⁻¹ times the (averaged) gradient, with the D that is told beforehand."""
     theta = torch.linspace(-1, 1, 5, dtype=torch.float64)
     curvature = torch.tensor([1.0, 100.0, 3.0, 4.0, 5.0], dtype=torch.float64)
     parameter = torch.nn.Parameter(theta.clone())
@@ -103,8 +103,8 @@ def test_adaptive_steps_are_those_of_pytorch_and_divided_by_the_preconditioner(
 
 
 @pytest.mark.parametrize("rule", [rule for rule, *_ in ADAPTIVE], ids=repr)
-def test_with_p_held_an_adaptive_rule_is_stable_up_to_its_threshold(rule):
-    """On ½ a x² with P = 1 a step is linear in x and the averaged gradient m."""
+def test_with_d_held_an_adaptive_rule_is_stable_up_to_its_threshold(rule):
+    """On ½ a x² with D = 1 a step is linear in x and the averaged gradient m."""
     beta1, low, high = getattr(rule, "beta1", 0.0), 0.0, 100 / rule.lr
     for _ in range(60):
         a = (low + high) / 2
