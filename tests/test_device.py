@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from eoslib import (
+    Adam,
     GradientDescent,
     InverseSharpness,
     Measurement,
@@ -20,6 +21,7 @@ from eoslib import (
     Objective,
     Polyak,
     RandomProjection,
+    RMSProp,
     SharpnessTracker,
     StepSizeChanges,
     TaylorQuadratic,
@@ -218,6 +220,8 @@ def test_between_and_along_steps(same):
         lambda one: Polyak(0.1, 0.5),
         lambda one: Nesterov(0.1, 0.5),
         lambda one: StepSizeChanges(GradientDescent(0.2), [(5, 0.1)]),
+        lambda one: Adam(0.01, epsilon=1e-3),
+        lambda one: StepSizeChanges(RMSProp(0.01, epsilon=1e-3), [(5, 0.005)]),
     ],
 )
 def test_training(same, rule):

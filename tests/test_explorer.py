@@ -72,6 +72,18 @@ def test_numbers_beyond_float32_stay_finite_and_unknown_ones_are_dropped() -> No
     np.testing.assert_array_equal(unpack(widget, spec["sharpness"]), [[0, 2, 3], [1, 3, 4]])
 
 
+def test_of_adaptive_optimizers_what_the_threshold_is_for_is_shown() -> None:
+    curved = Series([0, 10], [1.5, 2.5])
+    runs = [make_run(lr, preconditioned_sharpness=curved) for lr in (0.1, 0.2)]
+    widget = StepSizeExplorer(runs, title="test", threshold_label="38/η")
+    assert widget.curvature_label == "preconditioned sharpness"
+    _, values = unpack(widget, widget.meta["runs"][0]["sharpness"])
+    np.testing.assert_allclose(values, [1.5, 2.5])
+    assert explorer(0.1).curvature_label == "sharpness"
+    with pytest.raises(ValueError, match="give each kind an explorer of its own"):
+        StepSizeExplorer([*runs, make_run(0.4)], title="test")
+
+
 def test_start_selects_the_nearest_run_on_the_log_scale() -> None:
     assert explorer(0.1, 1.0, start=0.3).lr == 0.1
     assert explorer(0.1, 1.0, start=0.33).lr == 1.0

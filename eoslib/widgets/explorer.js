@@ -78,7 +78,7 @@ function ranges(runs, scale) {
 function render({ model, el }) {
   const id = `eos-explorer-${++explorers}`;
   const live = Boolean(model.get("trainable")) && model.get("_host") !== "static";
-  const symbol = model.get("threshold_label");
+  const symbol = model.get("threshold_label"), curvature = model.get("curvature_label");
   const [lrLow, lrHigh] = model.get("lr_range");
   const groups = model.get("group_names") || [];
 
@@ -273,7 +273,7 @@ function render({ model, el }) {
     const frame = draw(svg, "g", { class: "eos-frame" });
     const heading = (name, label) => [label + (range[name].log ? ", log scale" : "")];
     axes(frame, layout.panels.loss, heading("loss", model.get("loss_label")));
-    axes(frame, layout.panels.sharpness, heading("sharpness", "sharpness"),
+    axes(frame, layout.panels.sharpness, heading("sharpness", curvature),
       axis() === "time" ? "time = steps × η" : "step");
 
     const box = (name) => ({ x: left, width: inner, y: layout.panels[name].top });
@@ -437,13 +437,13 @@ function render({ model, el }) {
     const when = j < 0 || run.sharpness.step(j) === at ? "" : `, step ${thousands(run.sharpness.step(j))}`;
     const rows = [
       ["step", thousands(at)], ["time", number(at * run.lr, 4)], ["loss", number(loss)],
-      [`sharpness${when}`, number(sharpness)], [`÷ (${symbol})`, number(sharpness / threshold)],
+      [`${curvature}${when}`, number(sharpness)], [`÷ (${symbol})`, number(sharpness / threshold)],
     ];
     readout.replaceChildren(...rows.map(([name, value]) =>
       make("div", {}, make("span", {}, name), make("b", {}, value))));
     plot.setAttribute("aria-valuemax", lastStep(run));
     plot.setAttribute("aria-valuenow", at);
-    plot.setAttribute("aria-valuetext", `step ${at}, loss ${number(loss)}, sharpness `
+    plot.setAttribute("aria-valuetext", `step ${at}, loss ${number(loss)}, ${curvature} `
       + `${number(sharpness)}, ${number(sharpness / threshold)} times ${symbol}`);
 
     const from = Math.max(0, i - WINDOW + 1);
@@ -524,7 +524,7 @@ function render({ model, el }) {
     $(".eos-table summary").textContent = `${count}${named} as a table`;
     const last = ({ n, values }) => (n ? values[n - 1] : NaN);
     const rows = fillTable($(".eos-table table"),
-      ["η", symbol, "last loss", `last measured sharpness ÷ ${symbol}`, "state"],
+      ["η", symbol, "last loss", `last measured ${curvature} ÷ ${symbol}`, "state"],
       sorted.map((run) => [run.lr, run.threshold, last(run.loss), last(run.sharpness) / run.threshold]
         .map((value) => number(value)).concat(run.words)));
     rows.forEach((row, k) => {
@@ -533,7 +533,7 @@ function render({ model, el }) {
     });
     $(`#${id}-summary`).textContent = `Two plots with a common x axis for ${count}${named} with step sizes `
       + `${number(sorted[0].lr)} to ${number(sorted[sorted.length - 1].lr)}: the ${model.get("loss_label")} `
-      + `above, the sharpness and the threshold ${symbol} below. Arrow keys move a cursor along the `
+      + `above, the ${curvature} and the threshold ${symbol} below. Arrow keys move a cursor along the `
       + "selected run. The table below lists all runs.";
     root.style.setProperty("--eos-ramp", `linear-gradient(to right, ${model.get("colors")[theme].stops.join()})`);
     tickMarks(root, sorted.map((run) => position(run.lr) / 1000))

@@ -65,7 +65,8 @@ class StepSizeExplorer(anywidget.AnyWidget):
         group_label: what the groups are, in a word: the label of their list.
 
     Raises:
-        ValueError: when there is no run, when two runs of a group share a step size, or when
+        ValueError: when there is no run, when two runs of a group share a step size, when some are
+            of adaptive optimizers, whose preconditioned sharpness is shown, and some not, or when
             `start` or `lr_range` is not made of positive finite numbers, or the range does not
             contain the runs.
 
@@ -78,6 +79,7 @@ class StepSizeExplorer(anywidget.AnyWidget):
     title = traitlets.Unicode().tag(sync=True)
     loss_label = traitlets.Unicode().tag(sync=True)
     threshold_label = traitlets.Unicode().tag(sync=True)
+    curvature_label = traitlets.Unicode().tag(sync=True)  # what the threshold is for
     group_label = traitlets.Unicode().tag(sync=True)
     group_names = traitlets.List(traitlets.Unicode()).tag(
         sync=True
@@ -144,6 +146,7 @@ class StepSizeExplorer(anywidget.AnyWidget):
             title=title,
             loss_label=loss_label,
             threshold_label=threshold_label,
+            curvature_label=_curvature_label(self.runs),
             sharpness_scale=sharpness_scale,
             group_label=group_label,
             group_names=list(self.groups) if grouped else [],
@@ -266,6 +269,7 @@ class StepSizeExplorer(anywidget.AnyWidget):
         assert self._train is not None
         run = self._train(group, lr, report) if self.group_names else self._train(lr, report)
         with_new = {**self.groups, group: [*self.groups[group], run]}
+        _curvature_label([*self.runs, run])
         meta, data = _pack(
             {name: sorted(runs, key=attrgetter("lr")) for name, runs in with_new.items()}
         )
@@ -299,6 +303,17 @@ def _with_one_step_size(runs: Sequence[Run]) -> Sequence[Run]:
                 f"the explorer shows runs of one step size each, got {what}; draw it with run.plot"
             )
     return runs
+
+
+def _curvature_label(runs: Sequence[Run]) -> str:
+    """What the thresholds of all these runs are for."""
+    adaptive = runs[0].is_preconditioned
+    if any(run.is_preconditioned != adaptive for run in runs):
+        raise ValueError(
+            "runs of adaptive optimizers have thresholds for the preconditioned sharpness, the "
+            "others for the sharpness; give each kind an explorer of its own"
+        )
+    return "preconditioned sharpness" if adaptive else "sharpness"
 
 
 def _check_group(runs: Sequence[Run], of_group: str) -> None:
