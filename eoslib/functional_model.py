@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import copy
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -53,6 +55,8 @@ _ELEMENTWISE = (
 )
 
 
+#: Where PyTorch's own code lies.
+_PYTORCH = Path(torch.__file__).parent
 #: So many further passes are compared where a pass draws random numbers without visible effect.
 _MORE_PASSES = 50
 
@@ -202,7 +206,7 @@ class FunctionalModel:
             Its outputs at the initial point.
 
         Raises:
-            ValueError: it is not; the message says why.
+            ValueError: it is not, or it does not take these inputs; the message says why.
         """
         before, point = x.clone(), self.initial_point.clone()
         buffers = [buffer.clone() for buffer in self._module.buffers()]
@@ -210,6 +214,10 @@ class FunctionalModel:
         with torch.no_grad(), _Functions() as functions:
             try:
                 first = self(theta, x)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                if lacks_memory(error) or not self._raised_by_pytorch(error):
+                    raise
+                raise ValueError(_refusal(x, error)) from error
             finally:  # a cast that does not fit the next layer's weights fails there
                 functions.refuse_half_precision(self.initial_point.dtype)
         # PyTorch's fused attention cannot be differentiated twice; its plain form can. The second
@@ -270,6 +278,17 @@ class FunctionalModel:
         if any("conv" in name or "batch_norm" in name for name in functions.names):
             self._fast = self._fast_products_agree(x[:2])
         return first
+
+    def _raised_by_pytorch(self, error: BaseException) -> bool:
+        """Whether an error comes from a function or layer of PyTorch's, not from the caller's code.
+
+        A list of layers that is too short raises an IndexError too, and has seen no data.
+        """
+        frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+        last = Path(frames[-1].co_filename)
+        theirs = last.is_relative_to(_PYTORCH) and last.name != "container.py"
+        ours = frames[-1].co_filename == __file__  # where `_Functions` calls PyTorch's
+        return (theirs or ours) and getattr(self._output, "__code__", None) not in frames
 
     def _fast_products_agree(self, x: Tensor) -> bool:
         """Whether a product with the Hessian is the same with and without fast derivatives.
@@ -357,9 +376,9 @@ class FunctionalModel:
         except RuntimeError as error:
             if lacks_memory(error):
                 raise
+            first = str(error).partition("\n")[0].rstrip(".")
             raise ValueError(
-                f"the model cannot be differentiated twice: {error}. Replace the operation named "
-                "(activation checkpointing and fused kernels are common causes)"
+                f"the model cannot be differentiated twice: {first}. {self._replacement()}"
             ) from error
         if constant:
             raise ValueError(
@@ -381,6 +400,24 @@ class FunctionalModel:
                 "with the Hessian. Its backward must be a differentiable function of what "
                 "ctx.save_for_backward kept; a straight-through estimator has no Hessian"
             )
+
+    def _replacement(self) -> str:
+        """What to do about an operation that has no second derivative."""
+        compiled = [name for name, part in self._module.named_modules() if _is_compiled(part)]
+        if "" in compiled:
+            return (
+                "torch.compile made it so: give the module that was compiled, model._orig_mod, "
+                "which has the same parameters"
+            )
+        if compiled:
+            return (
+                f"torch.compile made it so, of {compiled[0]!r}: measure within "
+                'torch.compiler.set_stance("force_eager")'
+            )
+        return (
+            "Replace the operation named (activation checkpointing and fused kernels are common "
+            "causes)"
+        )
 
     def _differentiates(self, x: Tensor, seed: int) -> bool:
         """Whether products with the Hessian are differences of gradients, in a random direction.
@@ -465,6 +502,34 @@ def _is_altered(module: nn.Module) -> bool:
     """Whether a module does something beside what its type says."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks)
     return any(hooks) or "forward" in vars(module) or getattr(module, "inplace", False)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` returned it; to ask for the type would load the compiler."""
+    return type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules
+
+
+def _refusal(x: Tensor, error: BaseException) -> str:
+    """What is said of inputs that a model does not take."""
+    first = str(error).strip().partition("\n")[0]
+    if "missing" in first and "argument" in first:  # Python's words
+        advice = (
+            "A model of several inputs gets them as one tensor: wrap it in a module whose forward "
+            "takes that apart"
+        )
+    elif not x.is_floating_point():
+        advice = (
+            "If they are numbers and no indices, convert them (inputs.float()); else give them in "
+            "the shape and range that model(inputs) takes"
+        )
+    elif "Long" in first:
+        advice = "If they are indices, of an embedding, give them as integers: inputs.long()"
+    else:
+        advice = "Give them in the shape that model(inputs) takes, examples first"
+    return (
+        f"the model does not take inputs of shape {tuple(x.shape)} ({len(x)} examples) and dtype "
+        f"{x.dtype}; PyTorch said: {first}. {advice}"
+    )
 
 
 class _Functions(TorchFunctionMode):

@@ -1101,6 +1101,74 @@ class TestMoreRefusals:
         loss = Loss("own", "own", terms, lambda f, y: None)
         self.refused(nn.Linear(3, 1), message, loss, targets=self.y[:, 0])
 
+    @pytest.mark.parametrize(
+        ("model", "inputs", "message"),
+        [
+            (nn.Linear(3, 2), torch.ones(8, 4), r"\(8, 4\) \(8 examples\) and dtype torch.float32"),
+            (nn.Linear(3, 2), torch.ones(8, 3).long(), r"torch.int64; .*\(inputs\.float\(\)\)"),
+            (nn.Conv2d(3, 2, 1), torch.ones(8, 1, 2, 2), r"3 channels, but got 1 channels"),
+            (nn.Embedding(5, 2), torch.ones(8, 3), r"indices, .*integers: inputs\.long\(\)"),
+            (nn.Embedding(5, 2), torch.full((8,), 5), r"index out of range.*shape and range"),
+            (nn.BatchNorm2d(3), torch.ones(8, 3), r"expected 4D input \(got 2D input\)"),
+            (nn.Bilinear(3, 3, 2), torch.ones(8, 3), r"missing .*'input2'.*takes that apart"),
+        ],
+    )
+    def test_inputs_that_the_model_does_not_take(self, model, inputs, message):
+        options = {"batch_norm": "full_batch"} if isinstance(model, nn.BatchNorm2d) else {}
+        with pytest.raises(ValueError, match=f"does not take inputs of shape .*{message}") as seen:
+            Objective(model, inputs, self.y, **options)
+        assert seen.value.__cause__ is not None
+
+    def test_a_last_chunk_of_one_example_that_the_model_does_not_take(self):
+        model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
+        with pytest.raises(ValueError, match="does not take inputs of shape"):
+            Objective(model, self.x, self.y, chunk_size=7, batch_norm="ghost")
+
+    def test_errors_of_the_callers_own_code_are_left_as_they_are(self):
+        class Own(nn.Module):
+            def __init__(self, fault):
+                super().__init__()
+                self.layers = nn.ModuleList([nn.Linear(3, 2)])
+                self.fault = fault
+
+            def forward(self, x):
+                if self.fault == "raises":
+                    raise RuntimeError("not today")
+                return self.layers[1](x)
+
+        with pytest.raises(RuntimeError, match="not today"):
+            Objective(Own("raises"), self.x, self.y)
+        with pytest.raises(IndexError, match="out of range"):
+            Objective(Own("a layer too few"), self.x, self.y)
+        with pytest.raises(IndexError, match="too many indices"):
+            Objective(nn.Linear(3, 2), self.x, self.y, output=lambda outputs: outputs[0, 0, 0])
+
+    def test_a_loss_of_ones_own_that_does_not_take_the_targets(self):
+        loss = Loss("own", "own", lambda f, y: (f - y).square(), lambda f, y: None)
+        self.refused(
+            nn.Linear(3, 2),
+            r"the loss 'own' does not take outputs of shape \(8, 2\) and torch.float32 targets of "
+            r"shape \(8, 5\) \(The size of tensor",
+            loss,
+            targets=torch.ones(8, 5),
+        )
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_what_to_do_about_a_compiled_model(self):
+        model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))
+        plain = Objective(model, self.x, self.y)
+        vector = torch.linspace(-1, 1, plain.num_parameters)
+        wanted = plain.hvp(plain.initial_point, vector)
+        whole = torch.compile(model, backend="aot_eager")
+        self.refused(whole, r"twice: .*torch\.compile made it so: .* model\._orig_mod")
+        advised = Objective(whole._orig_mod, self.x, self.y)
+        assert torch.equal(advised.hvp(advised.initial_point, vector), wanted)
+        parts = nn.Sequential(torch.compile(model[0], backend="aot_eager"), *model[1:])
+        self.refused(parts, r"of '0': measure within torch\.compiler\.set_stance")
+        with torch.compiler.set_stance("force_eager"):
+            advised = Objective(parts, self.x, self.y)
+            assert torch.allclose(advised.hvp(advised.initial_point, vector), wanted, atol=1e-6)
+
     def test_a_torch_loss_and_a_point_that_is_no_tensor(self):
         self.refused(nn.Linear(3, 2), "PyTorch's MSELoss; eoslib.measure.as_loss", nn.MSELoss())
         objective = Objective(nn.Linear(3, 2), self.x, self.y)
