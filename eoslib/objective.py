@@ -376,8 +376,11 @@ class Objective:
             return torch.cat(parts, dim=point.ndim - 1)
 
     def accuracy(self, theta: Tensor) -> float:
-        """Share of training examples classified correctly, in [0, 1]; see `losses.accuracy`."""
-        return accuracy(self.outputs(theta), self.targets)
+        """Share of training examples classified correctly, in [0, 1]; see `losses.accuracy`.
+
+        A label that the loss ignores counts neither way.
+        """
+        return accuracy(self.outputs(theta), self.targets, self.loss.ignored)
 
     def module_at(self, theta: Tensor) -> nn.Module:
         """A fresh copy of the network whose parameters are θ."""

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from eoslib import Loss, Objective, build, chebyshev, digits, lanczos, losses
 from eoslib.architectures import ACTIVATIONS
 from eoslib.eigen import lanczos_together
+from eoslib.measure import as_loss
 from eoslib.numerics import full_precision
 from tests.oracles import (
     dense_hessian,
@@ -1385,6 +1386,20 @@ def test_accuracy_counts_no_label_below_zero_and_no_nan():
     assert losses.accuracy(outputs, torch.tensor([0, 1, -100, -1])) == 1
     assert losses.accuracy(outputs, torch.tensor([0, 2, -100, -1])) == 0.5
     assert math.isnan(losses.accuracy(outputs * torch.nan, torch.arange(4)))
+
+
+@pytest.mark.parametrize("module", [nn.CrossEntropyLoss, nn.NLLLoss])
+def test_accuracy_counts_no_label_that_the_loss_ignores(module):
+    inputs, labels = torch.eye(4), torch.tensor([0, 1, 2, 2])
+    model = nn.Linear(4, 4)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(4))
+        model.bias.zero_()
+    at = Objective(model, inputs, labels, as_loss(module(), labels)).initial_point
+    for ignored, wanted in ((-100, 3 / 4), (0, 2 / 3), (2, 1.0)):
+        objective = Objective(model, inputs, labels, as_loss(module(ignore_index=ignored), labels))
+        assert objective.accuracy(at) == pytest.approx(wanted)
+    assert losses.accuracy(inputs, torch.eye(4), 0) == 1  # rows are no labels
 
 
 def test_accuracy_of_numbers_is_none():
