@@ -348,6 +348,7 @@ def run_experiment(
     Raises:
         ValueError: a setting, the data or the device is wrong.
         FileExistsError: the file holds another run, or a process is at work on this one.
+        MemoryError: there is too little for the data alone.
         KeyboardInterrupt: it was interrupted (SIGINT or SIGTERM); the same call goes on.
     """
     (run,) = run_together(
@@ -379,7 +380,7 @@ def run_together(
     Raises:
         ValueError: the experiments differ in more than the update rule, or `run_experiment` would
             raise it.
-        FileExistsError, KeyboardInterrupt: as for `run_experiment`.
+        FileExistsError, MemoryError, KeyboardInterrupt: as for `run_experiment`.
     """
     if len({_what_runs_share(experiment) for experiment in experiments}) != 1:
         raise ValueError(
@@ -436,13 +437,31 @@ def _refuse_runs_on_other_data(
     name = experiments[0].dataset
     if not runs or not reads_files(name):
         return
-    here = _data_digest(load_dataset(name, path=data))
+    here = _data_digest(_loaded(name, data))
     for run in runs:
         if run.settings["data_digest"] != here:
             raise FileExistsError(
                 f"there is a run of these settings on other data ({run.settings['data_source']}) "
                 f"than those of {data}; choose another folder for the runs, or name no data"
             )
+
+
+def _loaded(name: str, path: str | os.PathLike[str] | None) -> Dataset:
+    """The data set, for which there must be memory.
+
+    That there is none is no outcome to put on record: no training has begun, and it is the same for
+    all experiments on these data.
+    """
+    try:
+        return load_dataset(name, **({} if path is None else {"path": path}))
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else "no memory was left"
+        raise MemoryError(
+            f"the data set {name} could not be loaded ({reason}); take fewer examples of it, or "
+            "end what else holds memory, and ask for the same again: no run has begun"
+        ) from error
 
 
 def _data_digest(data: Dataset) -> str:
@@ -623,7 +642,7 @@ class _Attempts:
 
     def run(self) -> list[Run]:
         first = self.experiments[0]
-        data = load_dataset(first.dataset, **({} if self.data is None else {"path": self.data}))
+        data = _loaded(first.dataset, self.data)
         chunk_size = first.chunk_size
         while True:
             try:

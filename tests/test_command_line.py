@@ -221,6 +221,22 @@ def test_step_sizes_given_one_by_one_add_up(capsys):
     assert [one["lr"] for one in json.loads(out)] == [0.1, 0.2, 0.3]
 
 
+def test_data_that_find_no_memory(tmp_path, capsys, monkeypatch):
+    from eoslib import experiment
+
+    def full(name, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 byte")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "load_dataset", full)
+        status, _, err = call(f"{TRAIN} --lr 0.1 --out {tmp_path}", capsys)
+    assert status == 2
+    assert "not enough memory: the data set chebyshev-3-12 could not be loaded" in err
+    assert "take fewer examples" in err
+    assert not list(tmp_path.glob("*.npz"))
+    assert call(f"{TRAIN} --lr 0.1 --out {tmp_path}", capsys)[0] == 0
+
+
 def test_a_damaged_file_does_not_hide_the_others(tmp_path, capsys):
     call(f"{TRAIN} --lr 0.1 0.2 --quiet --out {tmp_path}", capsys)
     first, second = sorted(tmp_path.glob("*.npz"))
