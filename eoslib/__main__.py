@@ -14,8 +14,16 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from eoslib.architectures import ARCHITECTURES
+from eoslib.checkpoint import CheckpointError
 from eoslib.data import reads_files
-from eoslib.experiment import OPTIMIZERS, Experiment, batches_of, run_path, run_together
+from eoslib.experiment import (
+    OPTIMIZERS,
+    Experiment,
+    batches_of,
+    run_path,
+    run_together,
+    what_goes_on,
+)
 from eoslib.losses import LOSSES
 from eoslib.numerics import keep_freed_memory, resolve_device
 from eoslib.progress import ProgressLine, duration_in_words
@@ -323,7 +331,11 @@ def _runs(given: argparse.Namespace) -> int:
             status, words = 2, str(error)
         print(f"{path.relative_to(given.store)}\n    {words}")
     for path in sorted(given.store.rglob("*.checkpoint")):
-        print(f"{path.relative_to(given.store)}\n    not finished; its command goes on with it")
+        try:
+            words = what_goes_on(path)
+        except CheckpointError as error:
+            status, words = 2, str(error)
+        print(f"{path.relative_to(given.store)}\n    {words}")
     return status
 
 

@@ -427,6 +427,35 @@ def _together(experiments: Sequence[Experiment]) -> str:
     return f"together_{_hash([experiment.key for experiment in experiments])}"
 
 
+def what_goes_on(path: Path) -> str:
+    """What is to be done with a checkpoint that lies in a directory of runs, in words.
+
+    Raises:
+        CheckpointError: the file is not readable.
+    """
+    if not path.name.startswith("together_"):
+        if path.with_suffix(".npz").exists():
+            return "its run is done; this may be deleted"
+        return "not finished; its command goes on with it"
+    runs = Checkpoint(path).identity().get("runs", [])
+    try:
+        experiments = [
+            Experiment.from_json(run["experiment"] | {k: run[k] for k in _RULE if k in run})
+            for run in runs
+        ]
+    except (ValueError, LookupError, TypeError):
+        experiments = []
+    if not experiments or _together(experiments) != path.stem:
+        return "not finished; if the command that began it does not go on with it, delete it"
+    if all(run_path(experiment, path.parent).exists() for experiment in experiments):
+        return f"its {len(experiments)} runs are done; this may be deleted"
+    names = ", ".join(experiment.name for experiment in experiments)
+    return (
+        f"not finished; a command that asks for just these {len(experiments)} runs, in this order, "
+        f"goes on with it: {names}. Otherwise it may be deleted"
+    )
+
+
 def _refuse_runs_on_other_data(
     experiments: Sequence[Experiment],
     found: Mapping[str, Run | None],

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from eoslib import Run, train
+from eoslib import Checkpoint, Run, train
 from eoslib import __main__ as command_line
 from eoslib.__main__ import main
 from eoslib.progress import ProgressLine, duration_in_words
@@ -244,6 +244,42 @@ def test_a_damaged_file_does_not_hide_the_others(tmp_path, capsys):
     status, out, _ = call(f"runs {tmp_path}", capsys)
     assert status == 2
     assert "not a readable run" in out and second.name in out
+
+
+def test_what_goes_on_from_a_checkpoint(tmp_path, capsys, monkeypatch):
+    offer = Checkpoint.offer
+
+    def stops(checkpoint, identity, state):
+        checkpoint.stop_requested = True
+        offer(checkpoint, identity, state)
+
+    def stopped(text):
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoint, "offer", stops)
+            assert call(text, capsys)[0] == 130
+
+    both, single = (f"{TRAIN} --lr {lr} --out {tmp_path}" for lr in ("0.1 0.2", "0.1"))
+    stopped(both)
+    (shared,) = tmp_path.glob("*.checkpoint")
+    said = call(f"runs {tmp_path}", capsys)[1]
+    assert "just these 2 runs, in this order, goes on with it: fc-tanh_" in said
+    stopped(single)
+    said = call(f"runs {tmp_path}", capsys)[1]
+    assert said.count("not finished; its command goes on with it") == 1
+    for lr in (0.1, 0.2):  # one by one: now nothing goes on from what they had together
+        call(f"{TRAIN} --lr {lr} --out {tmp_path}", capsys)
+    assert list(tmp_path.glob("*.checkpoint")) == [shared]
+    status, said, _ = call(f"runs {tmp_path}", capsys)
+    assert status == 0
+    assert "its 2 runs are done; this may be deleted" in said
+    assert "goes on" not in said
+    (run, _) = sorted(tmp_path.glob("*.npz"))
+    run.with_suffix(".checkpoint").touch()
+    assert "its run is done; this may be deleted" in call(f"runs {tmp_path}", capsys)[1]
+    shared.write_bytes(b"no checkpoint")
+    status, said, _ = call(f"runs {tmp_path}", capsys)
+    assert status == 2
+    assert f"{shared} is not a readable checkpoint" in said and run.name in said
 
 
 def test_a_plan_of_several_recipes_is_one_json_list(capsys):
