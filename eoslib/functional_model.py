@@ -92,6 +92,9 @@ class FunctionalModel:
         self._module = _moved(_copied(module), device, dtype)
         self._module.zero_grad(set_to_none=True)
         self._template = copy.deepcopy(self._module)
+        for layer in self._module.modules():
+            if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+                layer.sparse = False  # the same gradient, in a layout that is differentiated again
         self._output = output
         self.mixes_examples = _set_batch_norm_mode(self._module, batch_norm)
         self._collect_parameters()
@@ -259,18 +262,18 @@ class FunctionalModel:
                 f"the model returned outputs of shape {tuple(first.shape)} for {x.shape[0]} "
                 "examples; expected one row per example"
             )
+        changed = zip(buffers, self._module.buffers(), strict=True)
+        if any(not _equal(a, b) for a, b in changed):
+            raise ValueError(
+                "a forward pass changed the model's buffers; measuring would change what is "
+                "measured. Call model.eval() first"
+            )
         size = float(first.detach().nan_to_num().abs().max()) if first.numel() else 0.0
         same = torch.allclose(first, second, rtol=1e-4, atol=1e-5 * size, equal_nan=True)
         if not same or (draws and self._differs(x if self.mixes_examples else x[:2])):
             raise ValueError(
                 "two passes at the same parameters gave different outputs: the model is random; "
                 "a Hessian needs a deterministic loss. Switch the randomness off (model.eval())"
-            )
-        changed = zip(buffers, self._module.buffers(), strict=True)
-        if any(not _equal(a, b) for a, b in changed):
-            raise ValueError(
-                "a forward pass changed the model's buffers; measuring would change what is "
-                "measured. Call model.eval() first"
             )
         if not self.mixes_examples:
             self._refuse_mixing(x, first, 1e-5 * max(size, 1.0))
@@ -349,8 +352,19 @@ class FunctionalModel:
     def _refuse_mixing(self, x: Tensor, outputs: Tensor, atol: float) -> None:
         # The later half, because what is taken for examples may be a sequence, read from its start.
         half = len(x) // 2
-        with torch.no_grad():
-            alone = self(self.initial_point, x[half:])
+        try:
+            with torch.no_grad():
+                alone = self(self.initial_point, x[half:])
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            if lacks_memory(error):
+                raise
+            first = str(error).strip().partition("\n")[0].rstrip(".")
+            raise ValueError(
+                f"the model takes these {len(x)} examples, but not {len(x) - half} of them alone "
+                f"({first}); the number is built into it (view({len(x)}, -1), a buffer with a row "
+                "for each example, torch.export without dynamic shapes?). Let it take any number: "
+                "view(len(x), -1)"
+            ) from error
         if not torch.allclose(alone, outputs[half:], rtol=1e-3, atol=atol, equal_nan=True):
             raise ValueError(
                 "an example's output depends on which other examples are beside it, so the loss "
@@ -511,7 +525,8 @@ def _is_compiled(module: nn.Module) -> bool:
 
 def _refusal(x: Tensor, error: BaseException) -> str:
     """What is said of inputs that a model does not take."""
-    first = str(error).strip().partition("\n")[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    first = lines[-1 if "TorchScript" in lines[0] else 0].rstrip(".")
     if "missing" in first and "argument" in first:  # Python's words
         advice = (
             "A model of several inputs gets them as one tensor: wrap it in a module whose forward "

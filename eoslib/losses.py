@@ -71,15 +71,17 @@ def check_square(outputs: Tensor, targets: Tensor, name: str = "square loss") ->
         return
     if targets.shape == outputs.shape:
         advice = "if they are numbers to be met, targets.double()"
-    elif not targets.is_floating_point():
-        advice = (
-            "for class labels take loss='cross_entropy', or turn them into one-hot rows first: "
-            "one_hot(labels).double()"
-        )
-    elif targets.numel() == outputs.numel():
-        advice = f"reshape them: targets.reshape({', '.join(map(str, outputs.shape))})"
     else:
         advice = "give one target row per example, of the network's output shape"
+        if targets.numel() == outputs.numel():
+            shape = ", ".join(map(str, outputs.shape))
+            advice = f"reshape them: targets.reshape({shape})"
+        if not targets.is_floating_point():
+            numbers = f"{advice}.double(); " if targets.numel() == outputs.numel() else ""
+            advice = (
+                f"{numbers}for class labels take loss='cross_entropy', or turn them into one-hot "
+                "rows first: one_hot(labels).double()"
+            )
     raise ValueError(
         f"{name} needs floating targets of the outputs' shape {tuple(outputs.shape)}, "
         f"got {targets.dtype} of shape {tuple(targets.shape)}; {advice}"

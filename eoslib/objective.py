@@ -406,6 +406,11 @@ class Objective:
         for name, tensor in (("inputs", inputs), ("targets", targets)):
             if not isinstance(tensor, Tensor):
                 raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+            if tensor.is_nested or tensor.layout is not torch.strided:
+                kind, dense = str(tensor.layout).removeprefix("torch."), f"{name}.to_dense()"
+                if tensor.is_nested:
+                    kind, dense = "nested", f"torch.nested.to_padded_tensor({name}, 0)"
+                raise ValueError(f"{name} must be a dense tensor, got a {kind} one; give {dense}")
         if inputs.ndim == 0 or inputs.shape[0] == 0:
             raise ValueError(
                 f"the data set is empty: inputs of shape {tuple(inputs.shape)}; "

@@ -221,6 +221,27 @@ def test_frozen_parameters_are_no_part_of_theta():
     assert torch.allclose(objective.hvp(objective.initial_point, v), hessian @ v)
 
 
+def test_sparse_gradients_of_an_embedding_are_differentiated_again():
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2)).double()
+    sparse = copy.deepcopy(dense)
+    sparse[0].sparse = True
+    inputs, targets = torch.randint(5, (7, 2)), torch.randn(7, 2, dtype=DOUBLE)
+    one, other = (Objective(model, inputs, targets) for model in (dense, sparse))
+    vector = torch.linspace(-1, 1, one.num_parameters, dtype=DOUBLE)
+    at = one.initial_point
+    assert torch.equal(other.gradient(at), one.gradient(at))
+    assert torch.equal(other.hvp(at, vector), one.hvp(at, vector))
+    assert sparse[0].sparse and other.module_at(at)[0].sparse
+
+
+@pytest.mark.filterwarnings("ignore")  # this form of it is deprecated
+def test_a_power_iteration_in_training_mode_is_not_taken_for_randomness():
+    model = nn.utils.spectral_norm(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"changed the model's buffers.*model\.eval\(\)"):
+        Objective(model, torch.randn(8, 3), torch.randn(8, 2))
+
+
 def test_a_tied_parameter_counts_once():
     class Tied(nn.Module):
         def __init__(self):
@@ -692,6 +713,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match="20 examples but targets of shape"):
             self.objective(targets=torch.zeros(19, 1))
 
+    def test_integers_for_one_output_under_another_loss(self):
+        with pytest.raises(ValueError, match=r"targets\.reshape\(8, 1\)\.double\(\); for class"):
+            yes = torch.ones(8, dtype=torch.int64)
+            Objective(nn.Linear(3, 1), torch.ones(8, 3), yes, as_loss(nn.BCEWithLogitsLoss(), yes))
+
     def test_labels_under_square_loss(self):
         with pytest.raises(ValueError, match="one-hot"):
             self.objective(targets=torch.zeros(20, dtype=torch.long))
@@ -1119,6 +1145,31 @@ class TestMoreRefusals:
         with pytest.raises(ValueError, match=f"does not take inputs of shape .*{message}") as seen:
             Objective(model, inputs, self.y, **options)
         assert seen.value.__cause__ is not None
+
+    @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+    def test_inputs_that_a_scripted_model_does_not_take(self):
+        model = torch.jit.script(nn.Linear(3, 2))
+        self.refused(model, r"said: RuntimeError: mat1 and mat2", inputs=torch.ones(8, 4))
+
+    def test_a_number_of_examples_that_is_built_in(self):
+        class Eight(nn.Linear):
+            def forward(self, x):
+                return super().forward(x.view(8, 3))
+
+        self.refused(Eight(3, 2), r"these 8 examples, but not 4 of them alone \(shape '\[8, 3\]'")
+
+        class Guarded(nn.Linear):  # as `torch.export` makes them
+            def forward(self, x):
+                assert len(x) == 8, "Guard failed"
+                return super().forward(x)
+
+        self.refused(Guarded(3, 2), r"not 4 of them alone \(Guard failed")
+
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    def test_data_that_are_not_dense(self):
+        self.refused(nn.Linear(3, 2), r"a sparse_coo one; .*to_dense", inputs=self.x.to_sparse())
+        nested = torch.nested.nested_tensor(list(self.x))
+        self.refused(nn.Linear(3, 2), r"a nested one; .*padded", inputs=nested)
 
     def test_a_last_chunk_of_one_example_that_the_model_does_not_take(self):
         model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
