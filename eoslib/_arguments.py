@@ -25,7 +25,7 @@ __all__ = [
 
 def shown(value: object) -> str:
     """A value in an error message: a plain one as it is written, of any other the type."""
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | float | str | np.bool_):
         return repr(value)
     if isinstance(value, type):
         return f"the class {value.__name__}"

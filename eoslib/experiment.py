@@ -171,6 +171,9 @@ class Experiment:
         for name in ("dataset", "architecture", "loss", "optimizer"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is a name, got {getattr(self, name)!r}")
+        for name, value in vars(self).items():
+            if isinstance(value, bool):  # Python takes it for 0 or 1
+                raise ValueError(f"{name} must be a number, got {value}")
         look_up(ARCHITECTURES, self.architecture, "architecture")
         look_up(LOSSES, self.loss, "loss")
         look_up(OPTIMIZERS, self.optimizer, "optimizer")

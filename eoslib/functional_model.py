@@ -55,6 +55,8 @@ _ELEMENTWISE = (
 )
 
 
+#: Words of errors that come of a device, such as a lack of memory for its libraries.
+_OF_DEVICES = ("CUDA error", "cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS")
 #: Where PyTorch's own code lies.
 _PYTORCH = Path(torch.__file__).parent
 #: So many further passes are compared where a pass draws random numbers without visible effect.
@@ -285,8 +287,11 @@ class FunctionalModel:
     def _raised_by_pytorch(self, error: BaseException) -> bool:
         """Whether an error comes from a function or layer of PyTorch's, not from the caller's code.
 
-        A list of layers that is too short raises an IndexError too, and has seen no data.
+        A list of layers that is too short raises an IndexError too, and has seen no data; and a
+        device that fails says nothing of them.
         """
+        if any(word in str(error) for word in _OF_DEVICES):
+            return False
         frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
         last = Path(frames[-1].co_filename)
         theirs = last.is_relative_to(_PYTORCH) and last.name != "container.py"

@@ -11,6 +11,7 @@ from torch import nn
 
 from eoslib import (
     Checkpoint,
+    Experiment,
     GradientDescent,
     InverseSharpness,
     Measurement,
@@ -210,5 +211,9 @@ def test_a_truth_value_is_no_number(yes):
             make(yes)
     with pytest.raises(ValueError, match="must be a positive whole number"):
         a_whole_number("k", yes)
+    task = {"dataset": "chebyshev-3-12", "architecture": "fc-tanh", "lr": 0.1}
+    for name in ("lr", "seed", "loss_goal", "sharpness_rtol", "num_steps"):
+        with pytest.raises((ValueError, TypeError), match=f"^{name} (must be a number|is a)"):
+            Experiment(**{**task, name: yes})
     for one in (np.float32(1), np.int64(1), torch.tensor(1.0), np.array(1)):
         assert a_number("x", one) == 1

@@ -1192,6 +1192,12 @@ class TestMoreRefusals:
             Objective(Own("raises"), self.x, self.y)
         with pytest.raises(IndexError, match="out of range"):
             Objective(Own("a layer too few"), self.x, self.y)
+        # nor is a device that fails a matter of the inputs
+        scope = {}
+        failing = "def forward(x): raise RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED')"
+        exec(compile(failing, torch.nn.functional.__file__, "exec"), scope)
+        with pytest.raises(RuntimeError, match=r"^CUDA error"):
+            Objective(Applied(scope["forward"]), self.x, self.y)
         with pytest.raises(IndexError, match="too many indices"):
             Objective(nn.Linear(3, 2), self.x, self.y, output=lambda outputs: outputs[0, 0, 0])
 
