@@ -7,7 +7,6 @@ so that a tool which switches the model to evaluation mode still measures the fu
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from eoslib import Dataset, GradientDescent, Objective, build, digits
+from eoslib.cifar10 import read_cifar10
+from eoslib.downloads import MissingDataError
 from eoslib.numerics import limited_threads
 
 __all__ = ["PROBLEMS", "MissingData", "Problem", "Stretch", "cifar10", "edge_stretch"]
@@ -169,67 +170,42 @@ PROBLEMS: dict[str, Callable[[torch.device, Path | None], Problem]] = {
 def cifar10(path: Path | None) -> Dataset:
     """5,000 CIFAR-10 images, every pixel standardised over them.
 
+    (`eoslib.load_dataset` standardises over all training images. What is measured here keeps to the
+    5,000 of the records that there are.)
+
     Args:
-        path: either a folder that holds the official ``cifar-10-batches-py``, of whose first batch
-            the first 5,000 images are taken, or an ``.npz`` file with ``x_train``, uint8
-            ``(n, 3, 32, 32)``, and ``y_train``, integers ``(n,)``, of which again the first 5,000
-            are. The data set's `source` says which it was, and identifies the images by a hash.
+        path: a file or folder as `eoslib.cifar10` lists them; the first 5,000 training images are
+            taken. The data set's `source` says which file it was, and identifies the images by a
+            hash, which is the same for the same images from another file.
 
     Raises:
-        MissingData: no path was named, or there is neither.
-        ValueError: the arrays of the file are not those described.
+        MissingData: no path was named, or there is nothing at it.
+        ValueError: the file is damaged, or is not what it should be.
     """
-    batch = path and path / "cifar-10-batches-py" / "data_batch_1"
-    if path and path.suffix == ".npz" and path.is_file():
-        pixels, labels = _from_arrays(path)
-        kind = "an .npz file"
-    elif batch and batch.is_file():
-        with batch.open("rb") as file:
-            stored = pickle.load(file, encoding="bytes")
-        pixels, labels = stored[b"data"], np.array(stored[b"labels"], dtype=np.uint8)
-        kind = "data_batch_1 of cifar-10-batches-py"
-    else:
+    try:
+        if path is None:
+            raise MissingDataError("no path to CIFAR-10 was named")
+        stored = read_cifar10(path)
+    except MissingDataError as error:
         raise MissingData(
-            f"no CIFAR-10 at {path or 'any path: none was named'}; name a folder that holds "
-            "cifar-10-batches-py, or an .npz file with x_train and y_train, with --cifar10 PATH "
-            "or in EOS_CIFAR10"
-        )
-    pixels, labels = pixels[:5000].reshape(-1, 3 * 32 * 32), labels[:5000]
-    digest = hashlib.sha256(pixels.tobytes() + labels.astype(np.uint8).tobytes())
-    flat = pixels.astype(np.float64)
+            f"{error}; name a folder that holds cifar-10-binary.tar.gz or cifar-10-batches-bin, or "
+            "an .npz file with x_train and y_train, with --cifar10 PATH or in EOS_CIFAR10"
+        ) from error
+    pixels, labels = stored.train_images[:5000], stored.train_labels[:5000]
+    flat = pixels.reshape(-1, 3 * 32 * 32).astype(np.float64)
     flat = (flat - flat.mean(axis=0)) / flat.std(axis=0)
-    label_tensor = torch.from_numpy(labels.astype(np.int64))
+    label_tensor = torch.from_numpy(labels)
     return Dataset(
         name="cifar10-5k",
         inputs=torch.from_numpy(flat),
         targets=nn.functional.one_hot(label_tensor, 10).double(),
         labels=label_tensor,
         source=(
-            f"CIFAR-10 (Krizhevsky 2009), the first {len(flat):,} images of {kind}, SHA-256 of "
-            f"pixels and labels {digest.hexdigest()[:12]}…; every pixel of every channel "
+            f"CIFAR-10 (Krizhevsky 2009), the first {len(flat):,} images of {stored.file}, SHA-256 "
+            f"of pixels and labels {stored.fingerprint(5000)[:12]}…; every pixel of every channel "
             f"standardised by its own mean and standard deviation over these {len(flat):,} images"
         ),
     )
-
-
-def _from_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(path, allow_pickle=False) as stored:
-        missing = {"x_train", "y_train"} - set(stored)
-        if missing:
-            raise ValueError(f"{path.name} holds no array {' and no '.join(sorted(missing))}")
-        pixels, labels = stored["x_train"], stored["y_train"]
-    if pixels.dtype != np.uint8 or pixels.shape[1:] != (3, 32, 32):
-        raise ValueError(
-            f"x_train of {path.name} has to be uint8 of shape (n, 3, 32, 32), it is {pixels.dtype} "
-            f"of shape {pixels.shape}"
-        )
-    if (
-        labels.shape != pixels.shape[:1]
-        or labels.dtype.kind not in "iu"
-        or not np.isin(labels, range(10)).all()
-    ):
-        raise ValueError(f"y_train of {path.name} has to hold a label from 0 to 9 for every image")
-    return pixels, labels
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="PATH",
         default=os.environ.get("EOS_CIFAR10"),
-        help="a folder that holds cifar-10-batches-py, or an .npz file with x_train and y_train; "
-        "default: EOS_CIFAR10",
+        help="CIFAR-10 as eoslib takes it: cifar-10-binary.tar.gz, a folder cifar-10-batches-bin, "
+        "or an .npz file with x_train and y_train; default: EOS_CIFAR10",
     )
     parser.add_argument("--output", type=Path, help="default: results/<machine>.json")
     return parser

@@ -14,8 +14,17 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from eoslib.architectures import ARCHITECTURES
+from eoslib.checkpoint import CheckpointError
 from eoslib.data import reads_files
-from eoslib.experiment import OPTIMIZERS, Experiment, batches_of, run_path, run_together
+from eoslib.experiment import (
+    OPTIMIZERS,
+    Experiment,
+    batches_of,
+    run_path,
+    run_together,
+    stored_run,
+    what_goes_on,
+)
 from eoslib.losses import LOSSES
 from eoslib.numerics import keep_freed_memory, resolve_device
 from eoslib.progress import ProgressLine, duration_in_words
@@ -44,6 +53,9 @@ _OUT = "eoslib-runs"
 #: The first steps of a run, computed again, may differ by this: rounding, and the accuracy to which
 #: the sharpness was measured.
 _REPLAYED = 2e-3
+_KINDS = ("cpu", "gpu")
+#: What a file raises that is no run, or whose record is not as it should be.
+_NO_RECORD = (ValueError, LookupError, TypeError, AttributeError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,14 +156,24 @@ def _chosen(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_all(experiments: Sequence[Experiment], out: Path, given: argparse.Namespace) -> list[Run]:
-    """Run experiments with their progress shown, and say what came of each."""
+    """Run experiments with their progress shown, and say what came of each.
+
+    Raises:
+        FileExistsError: in place of runs there are files that hold something else; the other
+            experiments are done.
+    """
     files = any(reads_files(experiment.dataset) for experiment in experiments)
     if given.data is not None and files and not given.data.exists():
         raise ValueError(f"there is no {given.data}, which --data names")
     if resolve_device(given.device).type == "cpu":
         keep_freed_memory()
-    found = {}
-    for batch in batches_of(experiments):
+    found, refused = {}, {}
+    for experiment in experiments:
+        try:
+            stored_run(experiment, out)
+        except FileExistsError as error:
+            refused[experiment.key] = str(error)
+    for batch in batches_of(e for e in experiments if e.key not in refused):
         label = batch[0].name if len(batch) == 1 else f"{len(batch)} × {batch[0].architecture}"
         line = ProgressLine(label)
 
@@ -176,6 +198,8 @@ def _run_all(experiments: Sequence[Experiment], out: Path, given: argparse.Names
             words = f"{run.outcome.message}; {run.describe()}"
             print(f"{run_path(experiment, out)}\n    {words}", flush=True)
             found[experiment.key] = run
+    if refused:
+        raise FileExistsError("; ".join(refused.values()))
     return [found[experiment.key] for experiment in experiments]
 
 
@@ -197,24 +221,38 @@ def _details(now: Snapshot) -> str:
 def _reproduce(given: argparse.Namespace) -> int:
     from eoslib.recipes import IN_THE_BOOK, RECIPES, get_recipe
 
+    if given.store is not None and not given.store.is_dir():
+        raise ValueError(f"there is no folder {given.store}, which --store names")
+    stored = given.store or _nearest_store()
     if given.list or not given.names:
+        status = 0
         for recipe in RECIPES.values():
-            print(_in_a_line(recipe, given.store))
+            try:
+                line = _in_a_line(recipe, stored)
+            except _NO_RECORD as error:
+                status, line = 2, _in_a_line(recipe, None)
+                print(f"error: {error}", file=sys.stderr)
+            print(line)
         print("\nComputed in the book itself:")
         for what, chapter in IN_THE_BOOK.items():
             print(f"  {what}: chapter {chapter}")
         print(
-            "\nTimes, on one CPU core / on a GPU, are estimates. * was measured by stored runs, on"
+            "\nTimes, on one CPU core / on a GPU, are estimates; where no run is stored, of runs\n"
+            "to their last step, and many reach their goal before. * was measured by stored runs,\n"
+            "on machines that did other work besides."
         )
-        print("machines that did other work besides.")
+        if stored is None:
+            print(
+                "Here all are estimates: there is no folder of stored runs; name one with --store."
+            )
         print("`python -m eoslib reproduce NAME --explain` says what a recipe does, and why.")
-        return 0
+        return status
     for lr in given.lr or []:
         checked_step_size(lr)
     planned: list[Experiment] = []
     for recipe in [get_recipe(name) for name in given.names]:
         if given.explain:
-            print(_in_full(recipe, given.store))
+            print(_in_full(recipe, stored))
             continue
         experiments = [_changed(experiment, given) for experiment in recipe.experiments]
         if given.lr is not None and recipe.by_rule is None:
@@ -249,12 +287,12 @@ def _at_step_sizes(experiments: Sequence[Experiment], lrs: Sequence[float]) -> l
     return list(dict.fromkeys([*unchanged, *changed]))
 
 
-def _in_a_line(recipe: Recipe, store: Path) -> str:
+def _in_a_line(recipe: Recipe, store: Path | None) -> str:
     times = [words + "*" * measured for words, measured in _times(recipe, store)]
-    return f"  {recipe.name:<35} {times[0]:>8} / {times[1]:<8} {recipe.title}"
+    return f"  {recipe.name:<35} {times[0]:>9} / {times[1]:<8} {recipe.title}"
 
 
-def _in_full(recipe: Recipe, store: Path) -> str:
+def _in_full(recipe: Recipe, store: Path | None) -> str:
     lines = [f"{recipe.name}: {recipe.title}", f"  in the paper: {recipe.paper}"]
     lines.append(f"  claims: {', '.join(recipe.claims)}")
     names = ("one CPU core", "a GPU")
@@ -273,15 +311,22 @@ def _settings_of(experiment: Experiment) -> str:
     return json.dumps(always | experiment.to_json())
 
 
-def _times(recipe: Recipe, store: Path) -> list[tuple[str, bool]]:
+def _times(recipe: Recipe, store: Path | None) -> list[tuple[str, bool]]:
     """The time on a CPU and on a GPU in words, and whether stored runs have measured it."""
-    from eoslib.store import seconds_of
+    from eoslib.store import expected_seconds
 
-    stored = seconds_of(recipe.name, store)
-    return [
-        (duration_in_words(stored.get(kind, recipe.estimated_seconds(kind))), kind in stored)
-        for kind in ("cpu", "gpu")
-    ]
+    if store is None:
+        return [(duration_in_words(recipe.estimated_seconds(kind)), False) for kind in _KINDS]
+    expected = expected_seconds(recipe, store)
+    return [(duration_in_words(expected[kind][0]), expected[kind][1]) for kind in _KINDS]
+
+
+def _nearest_store() -> Path | None:
+    """The folder ``runs`` here, or the store of the repository that this directory is in."""
+    from eoslib.store import nearest
+
+    here = Path("runs")
+    return here if here.is_dir() else nearest()
 
 
 # -- runs ---------------------------------------------------------------------------------------
@@ -292,43 +337,60 @@ def _runs(given: argparse.Namespace) -> int:
 
     if given.replay is not None and not given.verify:
         raise ValueError("--replay belongs to --verify: runs --verify --replay STEPS")
+    folder = given.store or _nearest_store() or Path("runs")
     if given.add is not None:
+        status = 0
         for path in given.add:
-            print(store.add(path, given.recipe or path.resolve().parent.name, given.store))
-        return 0
+            try:
+                print(store.add(path, given.recipe or path.resolve().parent.name, folder))
+            except (OSError, *_NO_RECORD) as error:
+                status = 2
+                print(f"error: {error}", file=sys.stderr)
+        return status
+    if given.store is None and not folder.is_dir():
+        raise ValueError(
+            f"{store.NO_STORE}; name a folder of your own: python -m eoslib runs DIR (train and "
+            f"reproduce write to {_OUT} where --out names no other)"
+        )
     if given.missing:
-        for name, number in store.left_to_run(given.store).items():
+        for name, number in store.left_to_run(folder).items():
             part = f"  # {number} of its runs are there" if number else ""
             print(f"python -m eoslib reproduce {name} --device auto{part}")
         return 0
-    if not given.store.is_dir():
-        raise ValueError(f"there is no folder {given.store}")
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}")
     if given.verify:
-        found = store.problems(given.store)
-        for path in sorted(given.store.glob("*/*.npz")) if given.replay else []:
+        found = store.problems(folder)
+        for path in sorted(folder.glob("*/*.npz")) if given.replay else []:
             try:
                 with TemporaryDirectory() as directory:
                     apart = store.replayed(path, directory, num_steps=given.replay, data=given.data)
-            except RunFileError as error:
-                found.append(str(error))
+            except _NO_RECORD as error:
+                found.append(f"{path} cannot be replayed: {error}")
                 continue
             print(f"{path}: apart by " + ", ".join(f"{v:.1e} ({k})" for k, v in apart.items()))
             found += [
                 f"{path}: {k} differs by {v:.1e}" for k, v in apart.items() if not v <= _REPLAYED
             ]
-        print("\n".join(found) or f"{given.store}: all is well")
+        print("\n".join(found) or f"{folder}: all is well")
         return 1 if found else 0
     status = 0
-    for path in sorted(given.store.rglob("*.npz")):
+    for path in [*sorted(folder.rglob("*.npz")), *sorted(folder.rglob("*.checkpoint"))]:
         try:
-            run = Run.load(path)
-            words = f"{run.outcome.message}; {run.describe()}"
-        except RunFileError as error:
-            status, words = 2, str(error)
-        print(f"{path.relative_to(given.store)}\n    {words}")
-    for path in sorted(given.store.rglob("*.checkpoint")):
-        print(f"{path.relative_to(given.store)}\n    not finished; its command goes on with it")
+            words = _told(path)
+        except _NO_RECORD as error:
+            readable = not isinstance(error, RunFileError | CheckpointError)
+            status, words = 2, f"no record of a run: {error!r}" if readable else str(error)
+        print(f"{path.relative_to(folder)}\n    {words}")
     return status
+
+
+def _told(path: Path) -> str:
+    """What a run or a checkpoint is, in a line."""
+    if path.suffix == ".checkpoint":
+        return what_goes_on(path)
+    run = Run.load(path)
+    return f"{run.outcome.message}; {run.describe()}"
 
 
 # -- the parser ---------------------------------------------------------------------------------
@@ -367,7 +429,7 @@ def _parser() -> argparse.ArgumentParser:
         "--lr", type=float, nargs="+", action="extend", metavar="η", help="step sizes"
     )
     reproduce.add_argument(
-        "--store", type=Path, default=Path("runs"), help="stored runs, for times; default: runs"
+        "--store", type=Path, help="stored runs, for times; default: runs, here or above"
     )
     _add_running(reproduce)
     runs = commands.add_parser(
@@ -376,7 +438,7 @@ def _parser() -> argparse.ArgumentParser:
         description="List the runs below a folder, or check a store of runs.",
     )
     runs.set_defaults(command=_runs, quiet=False)
-    runs.add_argument("store", type=Path, nargs="?", default=Path("runs"), help="default: runs")
+    runs.add_argument("store", type=Path, nargs="?", help="default: runs, here or above")
     runs.add_argument("--verify", action="store_true", help="check every file against the index")
     runs.add_argument(
         "--replay",

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 __all__ = [
@@ -23,12 +25,18 @@ __all__ = [
 
 def shown(value: object) -> str:
     """A value in an error message: a plain one as it is written, of any other the type."""
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | float | str | np.bool_):
         return repr(value)
     if isinstance(value, type):
         return f"the class {value.__name__}"
     name = type(value).__name__
     return f"an {name}" if name[0] in "AEIOUaeiou" else f"a {name}"
+
+
+def _is_a_truth_value(value: object) -> bool:
+    """Whether it is Python's, NumPy's or PyTorch's ``True`` or ``False``, which are no numbers."""
+    kind = getattr(value, "dtype", None)
+    return isinstance(value, bool) or kind == torch.bool or kind == np.bool_
 
 
 def a_whole_number(
@@ -47,7 +55,7 @@ def a_whole_number(
         number = None
     if (
         number is None
-        or isinstance(value, bool)
+        or _is_a_truth_value(value)
         or (least is not None and number < least)
         or (most is not None and number > most)
     ):
@@ -77,7 +85,7 @@ def a_number(name: str, value: object, *, nan: bool = True, advice: str = "") ->
 
     Args:
         name: what it is, for the message.
-        value: text is no number, and neither is ``True``.
+        value: text is no number, and neither is a ``True``, also NumPy's or a tensor of it.
         nan: whether NaN passes, for a caller who looks at the range.
         advice: what to do, for the end of the message.
 
@@ -85,7 +93,7 @@ def a_number(name: str, value: object, *, nan: bool = True, advice: str = "") ->
         ValueError: it is no number.
     """
     number = None
-    if not isinstance(value, bool | str | bytes):
+    if not (isinstance(value, str | bytes) or _is_a_truth_value(value)):
         with suppress(TypeError, ValueError, RuntimeError):
             number = float(value)  # type: ignore[arg-type]
     if number is None or (math.isnan(number) and not nan):

@@ -96,18 +96,9 @@ class Checkpoint:
             UserWarning: the file is of version 1, and the data could not be compared.
         """
         try:
-            stored = torch.load(self.path, map_location="cpu", weights_only=True)
-            if stored["format"] != _FORMAT or stored["version"] not in range(1, _VERSION + 1):
-                raise ValueError(f"format {stored['format']} {stored['version']}")
-            was, state, version = stored["identity"], stored["state"], stored["version"]
+            was, state, version = self._read()
         except FileNotFoundError:
             return None
-        except Exception as error:  # torch.load raises what the damaged bytes lead it to
-            raise CheckpointError(
-                f"{self.path} is not a readable checkpoint of this eoslib "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
-                "remove it to begin again"
-            ) from error
         if version == 1:
             identity = {key: value for key, value in identity.items() if key != DIGESTS}
         if version == 2 and DIGESTS in identity and DIGESTS in was:
@@ -132,6 +123,31 @@ class Checkpoint:
                 stacklevel=2,
             )
         return dict(state)
+
+    def identity(self) -> dict[str, Any]:
+        """Of which training the file holds the state.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CheckpointError: the file is not readable.
+        """
+        return dict(self._read()[0])
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, Any], int]:
+        """Identity, state and version."""
+        try:
+            stored = torch.load(self.path, map_location="cpu", weights_only=True)
+            if stored["format"] != _FORMAT or stored["version"] not in range(1, _VERSION + 1):
+                raise ValueError(f"format {stored['format']} {stored['version']}")
+            return stored["identity"], stored["state"], stored["version"]
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # torch.load raises what the damaged bytes lead it to
+            raise CheckpointError(
+                f"{self.path} is not a readable checkpoint of this eoslib "
+                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+                "remove it to begin again"
+            ) from error
 
     def offer(self, identity: Mapping[str, Any], state: Callable[[], Mapping[str, Any]]) -> None:
         """Called at the beginning of every step: save the state if it is time to.

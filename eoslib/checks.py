@@ -15,6 +15,7 @@ book's ledger of claims is made of these lines (``book/_ext/claims_ledger.py``).
 
 from __future__ import annotations
 
+import itertools
 import math
 
 __all__ = ["ClaimError", "check"]
@@ -43,7 +44,8 @@ def check(
         value: the measured number; ``None`` when there was nothing to measure, which fails.
         low: smallest value at which the claim holds.
         high: largest value at which the claim holds.
-        digits: decimals printed.
+        digits: decimals printed; more, of the value and of the band, where a value beside a bound
+            would be rounded to its other side.
         exact: whether the digits printed are the same on every machine.
         reproduces: ``False`` states that the claim does not hold here: the value is a number
             outside the band.
@@ -58,17 +60,35 @@ def check(
         raise ValueError(f"check {claim!r} has neither a lower nor an upper bound: it cannot fail")
     if not low <= high:  # or one is NaN
         raise ValueError(f"check {claim!r} has no values between {low:g} and {high:g}; swap them?")
-    band = (
-        f"≥ {low:g}" if math.isinf(high) else f"≤ {high:g}" if math.isinf(low)
-        else f"in [{low:g}, {high:g}]"
-    )  # fmt: skip
     if value is None:
+        _, band = _told(math.nan, low, high, "g", 6)
         raise ClaimError(f"{claim}: {quantity}: nothing was measured, expected {band}")
-    inside = low <= value <= high and math.isfinite(value)  # NaN and infinity never hold
-    if inside != reproduces or not math.isfinite(value):
+    if _holds(value, low, high) != reproduces or not math.isfinite(value):
         stated = "" if reproduces else ", and the page states that this is not so"
-        raise ClaimError(f"{claim}: {quantity} = {value:.6g}, expected {band}{stated}")
+        told, band = _told(value, low, high, "g", 6)
+        raise ClaimError(f"{claim}: {quantity} = {told}, expected {band}{stated}")
     verdict = "holds" if reproduces else "does not hold"
     sign = "=" if exact else "≈"
-    shown = 0.0 if round(value, digits) == 0 else value  # no "-0.00"
-    print(f"{claim} {verdict}: {quantity} {sign} {shown:.{digits}f}, expected {band}")
+    told, band = _told(value, low, high, "f", digits)
+    print(f"{claim} {verdict}: {quantity} {sign} {told}, expected {band}")
+
+
+def _told(value: float, low: float, high: float, kind: str, digits: int) -> tuple[str, str]:
+    """Value and band in words, with as few digits more as show on which side of a bound it is."""
+    inside = _holds(value, low, high)
+    for more in itertools.count():
+        told = f"{value:.{digits + more}{kind}}"
+        if float(told) == 0:
+            told = told.removeprefix("-")  # no "-0.00"
+        bounds = f"{low:.{6 + more}g}", f"{high:.{6 + more}g}"
+        if _holds(float(told), *map(float, bounds)) == inside:
+            break
+    band = (
+        f"≥ {bounds[0]}" if math.isinf(high) else f"≤ {bounds[1]}" if math.isinf(low)
+        else f"in [{bounds[0]}, {bounds[1]}]"
+    )  # fmt: skip
+    return told, band
+
+
+def _holds(value: float, low: float, high: float) -> bool:
+    return low <= value <= high and math.isfinite(value)  # NaN and infinity never hold

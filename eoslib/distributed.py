@@ -199,9 +199,9 @@ class DistributedObjective:
         return torch.cat([p[: int(count)] for p, count in zip(gathered, counts, strict=True)])
 
     def accuracy(self, theta: Tensor) -> float:
-        """Share of all training examples classified correctly; see `losses.accuracy`."""
+        """Share of all training examples classified correctly; see `Objective.accuracy`."""
         self._compare(theta, "theta")
-        total = tally(self.local.outputs(theta), self.local.targets)
+        total = tally(self.local.outputs(theta), self.local.targets, self.loss.ignored)
         dist.all_reduce(total, group=self._group)
         return share_correct(total)
 

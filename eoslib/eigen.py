@@ -147,7 +147,7 @@ class EigenResult:
             shown = ", ".join(f"{r:.2e}" for r in self.residual_norms.tolist())
             raise UnconvergedError(
                 f"after {self.num_products} products: {self.status.value} (residual norms {shown}; "
-                "pass allow_unconverged=True to take the value all the same)"
+                "lanczos(...).eigenvalue(allow_unconverged=True) takes the value all the same)"
             )
         return float(self.values[index])
 

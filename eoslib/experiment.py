@@ -190,6 +190,9 @@ class Experiment:
         for name in ("dataset", "architecture", "loss", "optimizer"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is a name, got {getattr(self, name)!r}")
+        for name, value in vars(self).items():
+            if isinstance(value, bool):  # Python takes it for 0 or 1
+                raise ValueError(f"{name} must be a number, got {value}")
         look_up(ARCHITECTURES, self.architecture, "architecture")
         look_up(LOSSES, self.loss, "loss")
         look_up(OPTIMIZERS, self.optimizer, "optimizer")
@@ -367,6 +370,7 @@ def run_experiment(
     Raises:
         ValueError: a setting, the data or the device is wrong.
         FileExistsError: the file holds another run, or a process is at work on this one.
+        MemoryError: there is too little for the data alone.
         KeyboardInterrupt: it was interrupted (SIGINT or SIGTERM); the same call goes on.
     """
     (run,) = run_together(
@@ -398,7 +402,7 @@ def run_together(
     Raises:
         ValueError: the experiments differ in more than the update rule, or `run_experiment` would
             raise it.
-        FileExistsError, KeyboardInterrupt: as for `run_experiment`.
+        FileExistsError, MemoryError, KeyboardInterrupt: as for `run_experiment`.
     """
     if len({_what_runs_share(experiment) for experiment in experiments}) != 1:
         raise ValueError(
@@ -445,6 +449,35 @@ def _together(experiments: Sequence[Experiment]) -> str:
     return f"together_{_hash([experiment.key for experiment in experiments])}"
 
 
+def what_goes_on(path: Path) -> str:
+    """What is to be done with a checkpoint that lies in a directory of runs, in words.
+
+    Raises:
+        CheckpointError: the file is not readable.
+    """
+    if not path.name.startswith("together_"):
+        if path.with_suffix(".npz").exists():
+            return "its run is done; this may be deleted"
+        return "not finished; its command goes on with it"
+    runs = Checkpoint(path).identity().get("runs", [])
+    try:
+        experiments = [
+            Experiment.from_json(run["experiment"] | {k: run[k] for k in _RULE if k in run})
+            for run in runs
+        ]
+    except (ValueError, LookupError, TypeError):
+        experiments = []
+    if not experiments or _together(experiments) != path.stem:
+        return "not finished; if the command that began it does not go on with it, delete it"
+    if all(run_path(experiment, path.parent).exists() for experiment in experiments):
+        return f"its {len(experiments)} runs are done; this may be deleted"
+    names = ", ".join(experiment.name for experiment in experiments)
+    return (
+        f"not finished; a command that asks for just these {len(experiments)} runs, in this order, "
+        f"goes on with it: {names}. Otherwise it may be deleted"
+    )
+
+
 def _refuse_runs_on_other_data(
     experiments: Sequence[Experiment],
     found: Mapping[str, Run | None],
@@ -455,13 +488,31 @@ def _refuse_runs_on_other_data(
     name = experiments[0].dataset
     if not runs or not reads_files(name):
         return
-    here = _data_digest(load_dataset(name, path=data))
+    here = _data_digest(_loaded(name, data))
     for run in runs:
         if run.settings["data_digest"] != here:
             raise FileExistsError(
                 f"there is a run of these settings on other data ({run.settings['data_source']}) "
                 f"than those of {data}; choose another folder for the runs, or name no data"
             )
+
+
+def _loaded(name: str, path: str | os.PathLike[str] | None) -> Dataset:
+    """The data set, for which there must be memory.
+
+    That there is none is no outcome to put on record: no training has begun, and it is the same for
+    all experiments on these data.
+    """
+    try:
+        return load_dataset(name, **({} if path is None else {"path": path}))
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else "no memory was left"
+        raise MemoryError(
+            f"the data set {name} could not be loaded ({reason}); take fewer examples of it, or "
+            "end what else holds memory, and ask for the same again: no run has begun"
+        ) from error
 
 
 def _data_digest(data: Dataset) -> str:
@@ -642,7 +693,7 @@ class _Attempts:
 
     def run(self) -> list[Run]:
         first = self.experiments[0]
-        data = load_dataset(first.dataset, **({} if self.data is None else {"path": self.data}))
+        data = _loaded(first.dataset, self.data)
         chunk_size = first.chunk_size
         while True:
             try:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import copy
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -53,6 +55,10 @@ _ELEMENTWISE = (
 )
 
 
+#: Words of errors that come of a device, such as a lack of memory for its libraries.
+_OF_DEVICES = ("CUDA error", "cuDNN error", "CUBLAS_STATUS", "CUDNN_STATUS")
+#: Where PyTorch's own code lies.
+_PYTORCH = Path(torch.__file__).parent
 #: So many further passes are compared where a pass draws random numbers without visible effect.
 _MORE_PASSES = 50
 
@@ -88,6 +94,9 @@ class FunctionalModel:
         self._module = _moved(_copied(module), device, dtype)
         self._module.zero_grad(set_to_none=True)
         self._template = copy.deepcopy(self._module)
+        for layer in self._module.modules():
+            if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+                layer.sparse = False  # the same gradient, in a layout that is differentiated again
         self._output = output
         self.mixes_examples = _set_batch_norm_mode(self._module, batch_norm)
         self._collect_parameters()
@@ -202,7 +211,7 @@ class FunctionalModel:
             Its outputs at the initial point.
 
         Raises:
-            ValueError: it is not; the message says why.
+            ValueError: it is not, or it does not take these inputs; the message says why.
         """
         before, point = x.clone(), self.initial_point.clone()
         buffers = [buffer.clone() for buffer in self._module.buffers()]
@@ -210,6 +219,10 @@ class FunctionalModel:
         with torch.no_grad(), _Functions() as functions:
             try:
                 first = self(theta, x)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                if lacks_memory(error) or not self._raised_by_pytorch(error):
+                    raise
+                raise ValueError(_refusal(x, error)) from error
             finally:  # a cast that does not fit the next layer's weights fails there
                 functions.refuse_half_precision(self.initial_point.dtype)
         # PyTorch's fused attention cannot be differentiated twice; its plain form can. The second
@@ -251,6 +264,12 @@ class FunctionalModel:
                 f"the model returned outputs of shape {tuple(first.shape)} for {x.shape[0]} "
                 "examples; expected one row per example"
             )
+        changed = zip(buffers, self._module.buffers(), strict=True)
+        if any(not _equal(a, b) for a, b in changed):
+            raise ValueError(
+                "a forward pass changed the model's buffers; measuring would change what is "
+                "measured. Call model.eval() first"
+            )
         size = float(first.detach().nan_to_num().abs().max()) if first.numel() else 0.0
         same = torch.allclose(first, second, rtol=1e-4, atol=1e-5 * size, equal_nan=True)
         if not same or (draws and self._differs(x if self.mixes_examples else x[:2])):
@@ -258,18 +277,26 @@ class FunctionalModel:
                 "two passes at the same parameters gave different outputs: the model is random; "
                 "a Hessian needs a deterministic loss. Switch the randomness off (model.eval())"
             )
-        changed = zip(buffers, self._module.buffers(), strict=True)
-        if any(not _equal(a, b) for a, b in changed):
-            raise ValueError(
-                "a forward pass changed the model's buffers; measuring would change what is "
-                "measured. Call model.eval() first"
-            )
         if not self.mixes_examples:
             self._refuse_mixing(x, first, 1e-5 * max(size, 1.0))
         self._refuse_rough(x, [p for p in original.parameters() if p.requires_grad])
         if any("conv" in name or "batch_norm" in name for name in functions.names):
             self._fast = self._fast_products_agree(x[:2])
         return first
+
+    def _raised_by_pytorch(self, error: BaseException) -> bool:
+        """Whether an error comes from a function or layer of PyTorch's, not from the caller's code.
+
+        A list of layers that is too short raises an IndexError too, and has seen no data; and a
+        device that fails says nothing of them.
+        """
+        if any(word in str(error) for word in _OF_DEVICES):
+            return False
+        frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+        last = Path(frames[-1].co_filename)
+        theirs = last.is_relative_to(_PYTORCH) and last.name != "container.py"
+        ours = frames[-1].co_filename == __file__  # where `_Functions` calls PyTorch's
+        return (theirs or ours) and getattr(self._output, "__code__", None) not in frames
 
     def _fast_products_agree(self, x: Tensor) -> bool:
         """Whether a product with the Hessian is the same with and without fast derivatives.
@@ -330,8 +357,19 @@ class FunctionalModel:
     def _refuse_mixing(self, x: Tensor, outputs: Tensor, atol: float) -> None:
         # The later half, because what is taken for examples may be a sequence, read from its start.
         half = len(x) // 2
-        with torch.no_grad():
-            alone = self(self.initial_point, x[half:])
+        try:
+            with torch.no_grad():
+                alone = self(self.initial_point, x[half:])
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            if lacks_memory(error):
+                raise
+            first = str(error).strip().partition("\n")[0].rstrip(".")
+            raise ValueError(
+                f"the model takes these {len(x)} examples, but not {len(x) - half} of them alone "
+                f"({first}); the number is built into it (view({len(x)}, -1), a buffer with a row "
+                "for each example, torch.export without dynamic shapes?). Let it take any number: "
+                "view(len(x), -1)"
+            ) from error
         if not torch.allclose(alone, outputs[half:], rtol=1e-3, atol=atol, equal_nan=True):
             raise ValueError(
                 "an example's output depends on which other examples are beside it, so the loss "
@@ -357,9 +395,9 @@ class FunctionalModel:
         except RuntimeError as error:
             if lacks_memory(error):
                 raise
+            first = str(error).partition("\n")[0]
             raise ValueError(
-                f"the model cannot be differentiated twice: {error}. Replace the operation named "
-                "(activation checkpointing and fused kernels are common causes)"
+                f"the model cannot be differentiated twice: {first}. {self._replacement()}"
             ) from error
         if constant:
             raise ValueError(
@@ -381,6 +419,24 @@ class FunctionalModel:
                 "with the Hessian. Its backward must be a differentiable function of what "
                 "ctx.save_for_backward kept; a straight-through estimator has no Hessian"
             )
+
+    def _replacement(self) -> str:
+        """What to do about an operation that has no second derivative."""
+        compiled = [name for name, part in self._module.named_modules() if _is_compiled(part)]
+        if "" in compiled:
+            return (
+                "torch.compile made it so: give the module that was compiled, model._orig_mod, "
+                "which has the same parameters"
+            )
+        if compiled:
+            return (
+                f"torch.compile made it so, of {compiled[0]!r}: measure within "
+                'torch.compiler.set_stance("force_eager")'
+            )
+        return (
+            "Replace the operation named (activation checkpointing and fused kernels are common "
+            "causes)"
+        )
 
     def _differentiates(self, x: Tensor, seed: int) -> bool:
         """Whether products with the Hessian are differences of gradients, in a random direction.
@@ -465,6 +521,35 @@ def _is_altered(module: nn.Module) -> bool:
     """Whether a module does something beside what its type says."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks)
     return any(hooks) or "forward" in vars(module) or getattr(module, "inplace", False)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` returned it; to ask for the type would load the compiler."""
+    return type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules
+
+
+def _refusal(x: Tensor, error: BaseException) -> str:
+    """What is said of inputs that a model does not take."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    first = lines[-1 if "TorchScript" in lines[0] else 0].rstrip(".")
+    if "missing" in first and "argument" in first:  # Python's words
+        advice = (
+            "A model of several inputs gets them as one tensor: wrap it in a module whose forward "
+            "takes that apart"
+        )
+    elif not x.is_floating_point():
+        advice = (
+            "If they are numbers and no indices, convert them (inputs.float()); else give them in "
+            "the shape and range that model(inputs) takes"
+        )
+    elif "Long" in first:
+        advice = "If they are indices, of an embedding, give them as integers: inputs.long()"
+    else:
+        advice = "Give them in the shape that model(inputs) takes, examples first"
+    return (
+        f"the model does not take inputs of shape {tuple(x.shape)} ({len(x)} examples) and dtype "
+        f"{x.dtype}; PyTorch said: {first}. {advice}"
+    )
 
 
 class _Functions(TorchFunctionMode):

@@ -47,12 +47,14 @@ class Loss:
         terms: maps outputs ``(n, ...)`` and targets to a tensor ``(n, ...)`` whose entries sum to
             the loss of all n examples, row i being the share of example i.
         check: raises ``ValueError`` when outputs and targets do not fit together.
+        ignored: a label that does not count, if it is a class: accuracy leaves it out too.
     """
 
     name: str
     label: str
     terms: Callable[[Tensor, Tensor], Tensor]
     check: Callable[[Tensor, Tensor], None]
+    ignored: int | None = None
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean loss over the examples of ``outputs`` and ``targets``, as a 0-d tensor."""
@@ -69,15 +71,17 @@ def check_square(outputs: Tensor, targets: Tensor, name: str = "square loss") ->
         return
     if targets.shape == outputs.shape:
         advice = "if they are numbers to be met, targets.double()"
-    elif not targets.is_floating_point():
-        advice = (
-            "for class labels take loss='cross_entropy', or turn them into one-hot rows first: "
-            "one_hot(labels).double()"
-        )
-    elif targets.numel() == outputs.numel():
-        advice = f"reshape them: targets.reshape({', '.join(map(str, outputs.shape))})"
     else:
         advice = "give one target row per example, of the network's output shape"
+        if targets.numel() == outputs.numel():
+            shape = ", ".join(map(str, outputs.shape))
+            advice = f"reshape them: targets.reshape({shape})"
+        if not targets.is_floating_point():
+            numbers = f"{advice}.double(); " if targets.numel() == outputs.numel() else ""
+            advice = (
+                f"{numbers}for class labels take loss='cross_entropy', or turn them into one-hot "
+                "rows first: one_hot(labels).double()"
+            )
     raise ValueError(
         f"{name} needs floating targets of the outputs' shape {tuple(outputs.shape)}, "
         f"got {targets.dtype} of shape {tuple(targets.shape)}; {advice}"
@@ -200,14 +204,16 @@ def get_loss(loss: str | Loss) -> Loss:
     return look_up(LOSSES, given, "loss")
 
 
-def accuracy(outputs: Tensor, targets: Tensor) -> float:
+def accuracy(outputs: Tensor, targets: Tensor, ignored: int | None = None) -> float:
     """Share of examples whose largest output is at the labelled class.
 
-    Labels below zero, as PyTorch's for what is to be ignored, count neither way.
+    Labels below zero, as PyTorch's for what is to be ignored, count neither way, and neither does
+    the label ``ignored``.
 
     Args:
         outputs: ``(n, classes)``.
         targets: labels ``(n,)``, or one-hot rows or probabilities ``(n, classes)``.
+        ignored: a class that does not count as a label; of rows, all count.
 
     Returns:
         A number in [0, 1]; NaN where no label counts, or an output is NaN.
@@ -217,10 +223,10 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
             scalar regression would be 1 from the first step on. Or the targets are numbers to be
             met, and no classes.
     """
-    return share_correct(tally(outputs, targets))
+    return share_correct(tally(outputs, targets, ignored))
 
 
-def tally(outputs: Tensor, targets: Tensor) -> Tensor:
+def tally(outputs: Tensor, targets: Tensor, ignored: int | None = None) -> Tensor:
     """What `accuracy` counts of the same arguments; of several processes, the sum.
 
     Returns:
@@ -243,6 +249,8 @@ def tally(outputs: Tensor, targets: Tensor) -> Tensor:
         )
     labels = targets.argmax(dim=1) if rows else targets
     counted = labels >= 0
+    if ignored is not None and not rows:
+        counted &= labels != ignored
     correct = ((outputs.argmax(dim=1) == labels) & counted).sum().double()
     if bool(outputs.isnan().any()):
         correct.fill_(math.nan)

@@ -8,9 +8,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
+from eoslib._arguments import shown
 from eoslib.data import Dataset
 from eoslib.eigen import lanczos
 from eoslib.functional_model import BatchNormMode
@@ -67,10 +69,20 @@ def sharpness(
     Cost: some tens of Hessian-vector products.
     """
     if not isinstance(model, nn.Module):
-        raise ValueError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
-    parameters = list(model.parameters())
+        raise ValueError(f"the model must be a torch.nn.Module, got {shown(model)}")
+    parameters = dict(model.named_parameters())
     if not parameters:
-        raise ValueError("the model has no parameters")
+        raise ValueError(
+            "the model has no parameters; of a quantized one, measure the model that it was made of"
+        )
+    for name, parameter in parameters.items():
+        # An objective refuses the first two; of the third, PyTorch cannot tell.
+        unknown = is_lazy(parameter) or parameter.is_meta or parameter.dtype.itemsize == 1
+        if not unknown and not bool(parameter.isfinite().all()):
+            raise ValueError(
+                f"the parameter {name!r} holds NaN or infinite values, where the loss has no "
+                "Hessian; has the training diverged? Measure an earlier state of it"
+            )
     with plain_modes():  # also in an evaluation under torch.inference_mode(), or under autocast
         inputs, targets = full_batch(data)
         objective = Objective(
@@ -81,7 +93,7 @@ def sharpness(
             chunk_size=chunk_size,
             batch_norm=batch_norm,
             output=output,
-            device=parameters[0].device if device is None else device,
+            device=next(iter(parameters.values())).device if device is None else device,
             dtype=dtype,
         )
     with limited_threads(objective.num_parameters * objective.num_examples):
@@ -140,6 +152,10 @@ def full_batch(data: Data) -> tuple[Tensor, Tensor]:
                     "[(torch.cat([a, b], dim=1), y) for a, b, y in loader], and let a module take "
                     "the inputs apart again"
                     if isinstance(batch, tuple | list) and len(batch) > 2
+                    else "DataLoader(data, batch_size=256), which makes batches of single examples"
+                    if isinstance(batch, tuple | list)
+                    and len(batch) == 2
+                    and isinstance(batch[0], Tensor)
                     else '[(batch["x"], batch["y"]) for batch in loader]'
                 )
             )

@@ -28,7 +28,13 @@ from eoslib.functional_model import BatchNormMode, FunctionalModel
 from eoslib.linear_chain import ChainPass
 from eoslib.linops import SymmetricOperator, plain_modes
 from eoslib.losses import LOSSES, Loss, accuracy, get_loss, square_loss
-from eoslib.numerics import digest, full_precision, resolve_device, resolve_dtype
+from eoslib.numerics import (
+    digest,
+    full_precision,
+    lacks_memory,
+    resolve_device,
+    resolve_dtype,
+)
 from eoslib.second_derivatives import ElementaryNorms
 
 __all__ = ["Hessian", "Objective"]
@@ -139,14 +145,14 @@ class Objective:
                 ``float32``.
 
         Raises:
-            ValueError: no examples; inputs and targets of different length or of shapes that do
-                not fit; NaN or infinite data; a layer that is random; a batch-norm mode that is
-                missing, out of place or at odds with the chunk size; a chunk of one example for
-                layers that take its statistics; a model that mixes examples,
-                changes its parameters, buffers or inputs, computes in less than single precision,
-                is a constant to the derivative, or cannot be copied or differentiated twice; no
-                trainable parameters; a loss that averages, broadcasts or cannot be differentiated;
-                a bad chunk size, device, dtype or loss name.
+            ValueError: no examples; inputs and targets of different length, or of shapes or dtypes
+                that do not fit the model or the loss; NaN or infinite data; a layer that is random;
+                a batch-norm mode that is missing, out of place or at odds with the chunk size; a
+                chunk of one example for layers that take its statistics; a model that mixes
+                examples, changes its parameters, buffers or inputs, computes in less than single
+                precision, is a constant to the derivative, or cannot be copied or differentiated
+                twice; no trainable parameters; a loss that averages, broadcasts or cannot be
+                differentiated; a bad chunk size, device, dtype or loss name.
         """
         if not isinstance(model, nn.Module):
             raise ValueError(
@@ -370,8 +376,11 @@ class Objective:
             return torch.cat(parts, dim=point.ndim - 1)
 
     def accuracy(self, theta: Tensor) -> float:
-        """Share of training examples classified correctly, in [0, 1]; see `losses.accuracy`."""
-        return accuracy(self.outputs(theta), self.targets)
+        """Share of training examples classified correctly, in [0, 1]; see `losses.accuracy`.
+
+        A label that the loss ignores counts neither way.
+        """
+        return accuracy(self.outputs(theta), self.targets, self.loss.ignored)
 
     def module_at(self, theta: Tensor) -> nn.Module:
         """A fresh copy of the network whose parameters are θ."""
@@ -397,6 +406,11 @@ class Objective:
         for name, tensor in (("inputs", inputs), ("targets", targets)):
             if not isinstance(tensor, Tensor):
                 raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
+            if tensor.is_nested or tensor.layout is not torch.strided:
+                kind, dense = str(tensor.layout).removeprefix("torch."), f"{name}.to_dense()"
+                if tensor.is_nested:
+                    kind, dense = "nested", f"torch.nested.to_padded_tensor({name}, 0)"
+                raise ValueError(f"{name} must be a dense tensor, got a {kind} one; give {dense}")
         if inputs.ndim == 0 or inputs.shape[0] == 0:
             raise ValueError(
                 f"the data set is empty: inputs of shape {tuple(inputs.shape)}; "
@@ -440,6 +454,8 @@ class Objective:
         try:
             with torch.no_grad():
                 self.model(self.model.initial_point, self.inputs[-1:])
+        except RuntimeError:
+            return  # not for being alone: `FunctionalModel.check` comes to it, and says more
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):  # PyTorch's words
                 raise
@@ -458,8 +474,18 @@ class Objective:
     def _refuse_odd_terms(self, outputs: Tensor) -> None:
         """Is a loss of the caller's own a sum over examples, and differentiable?"""
         targets = self.targets[: len(outputs)]
-        with torch.enable_grad():
-            terms = self.loss.terms(outputs.detach().requires_grad_(), targets)
+        try:
+            with torch.enable_grad():
+                terms = self.loss.terms(outputs.detach().requires_grad_(), targets)
+        except (RuntimeError, IndexError) as error:
+            if lacks_memory(error):
+                raise
+            raise ValueError(
+                f"the loss {self.loss.name!r} does not take outputs of shape "
+                f"{tuple(outputs.shape)} and {targets.dtype} targets of shape "
+                f"{tuple(targets.shape)} ({str(error).partition(chr(10))[0]}); give one target "
+                "row per example, as the loss wants them"
+            ) from error
         name = f"the terms of the loss {self.loss.name!r}"
         if terms.shape[:1] != outputs.shape[:1]:
             raise ValueError(

@@ -14,14 +14,15 @@ recipe's notes say so.
 **CIFAR-10** is standardised pixel by pixel, as in the authors' code; by channel it is another task,
 which ``--dataset cifar10-5k-per_channel`` takes.
 
-**Times** are estimates, the operations of all gradients and products divided by a rate
-(`Recipe.estimated_seconds`), where no stored run has measured them (`eoslib.store.seconds_of`).
+**Times** are those that stored runs took, where all runs of a recipe are stored, and else estimates
+(`eoslib.store.expected_seconds`): the operations of gradients and products divided by a rate
+(`Recipe.estimated_seconds`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,9 +41,11 @@ __all__ = ["IN_THE_BOOK", "RATES", "RECIPES", "Recipe", "get_recipe", "step_size
 RATES = {"cpu": 3e10, "gpu": 1e13}
 #: Seconds that no gradient undercuts, however small the network.
 _OVERHEAD = {"cpu": 3e-4, "gpu": 5e-4}
-#: Products that a measurement of one eigenvalue takes, and the sharpness of a flow: assumptions of
-#: the estimates.
-_PRODUCTS, _FLOW_SHARPNESS = 6, 300.0
+#: Products that a measurement of one eigenvalue takes: at the edge, and along a flow. Both are what
+#: the stored runs took in the median.
+_PRODUCTS, _FLOW_PRODUCTS = 14, 4
+#: The sharpness along a flow, an assumption of the estimates.
+_FLOW_SHARPNESS = 300.0
 #: Gradients that one measurement of a quantity takes, at its default options: assumptions as well.
 _QUANTITY_GRADIENTS = {
     "accuracy": 1 / 3,
@@ -110,18 +113,25 @@ class Recipe:
         steps = _two_digits_up(1.5 * time / min(sizes))
         return [replace(self.by_rule, lr=lr, num_steps=steps) for lr in sizes]
 
-    def estimated_seconds(self, kind: str) -> float:
+    def estimated_seconds(
+        self, kind: str, parts: Iterable[tuple[Experiment, float]] | None = None
+    ) -> float:
         """How long it takes on a ``"cpu"`` core or a ``"gpu"``, roughly.
 
         This counts two operations for a multiply-add, three forward passes for a gradient,
-        two gradients for a product and six products for a measured eigenvalue; every run goes to
-        its last step, runs computed together are counted one by one, and a step with mini-batches
-        counts as a full gradient. Gradient flow is taken to have a sharpness of 300. Expect the
-        order of magnitude.
+        two gradients for a product and 14 products for a measured eigenvalue (4 along a flow); runs
+        computed together are counted one by one, and a step with mini-batches counts as a full
+        gradient. Gradient flow is taken to have a sharpness of 300. Expect the order of magnitude.
+
+        Args:
+            kind: of the device.
+            parts: experiments, and the share of its steps that each takes; default: all to their
+                last step, and five in place of those by a rule.
         """
         planned = [*self.experiments, *([] if self.by_rule is None else 5 * [self.by_rule])]
+        counted = [(each, 1.0) for each in planned] if parts is None else parts
         one = max(6 * self.size.operations * self.size.examples / RATES[kind], _OVERHEAD[kind])
-        return one * sum(_gradients(experiment) for experiment in planned)
+        return one * sum(_gradients(experiment) * share for experiment, share in counted)
 
 
 def _gradients(experiment: Experiment) -> float:
@@ -134,11 +144,12 @@ def _gradients(experiment: Experiment) -> float:
 
 
 def _training_gradients(experiment: Experiment) -> float:
-    products: float = 2 * _PRODUCTS * experiment.eigenvalues
+    eigenvalues = experiment.eigenvalues
     if experiment.tick is not None:
         steps = experiment.num_steps * max(1.0, experiment.tick * _FLOW_SHARPNESS)
-        return 4 * steps + products * experiment.num_steps
-    return experiment.num_steps * (1 + products / experiment.sharpness_every)
+        return 4 * steps + 2 * _FLOW_PRODUCTS * eigenvalues * experiment.num_steps
+    products = 2 * _PRODUCTS * eigenvalues / experiment.sharpness_every
+    return experiment.num_steps * (1 + products)
 
 
 def step_sizes_of(flow: Run, count: int = 4) -> list[float]:

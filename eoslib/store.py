@@ -28,15 +28,18 @@ import numpy as np
 
 from eoslib.experiment import AVERAGES, Experiment, run_path, run_together, without_rule
 from eoslib.numerics import device_name
-from eoslib.recipes import RECIPES, get_recipe
+from eoslib.recipes import RATES, RECIPES, Recipe, get_recipe
 from eoslib.recorder import every
 from eoslib.runs import Run, written_atomically
 
 __all__ = [
     "LIMIT_BYTES",
+    "NO_STORE",
     "add",
+    "expected_seconds",
     "index_of",
     "left_to_run",
+    "nearest",
     "origin",
     "problems",
     "replayed",
@@ -48,6 +51,10 @@ __all__ = [
 #: The whole store stays below this, so that a clone stays small.
 LIMIT_BYTES = 25 * 2**20
 
+NO_STORE = (
+    "no folder runs with an index.json in the working directory or above it: the stored runs are "
+    "in the repository, not in the installed package"
+)
 _FINISHED = {"completed", "goal reached", "diverged"}
 _INDEX = "index.json"
 
@@ -105,7 +112,9 @@ def runs_of(recipe: str, store: str | os.PathLike[str] | None = None) -> list[Ru
         FileNotFoundError: there is no store.
         ValueError: there is neither such a recipe nor such a folder.
     """
-    root = _nearest() if store is None else Path(store)
+    root = nearest() if store is None else Path(store)
+    if root is None:
+        raise FileNotFoundError(f"{NO_STORE}; pass store=")
     if not (root / recipe).is_dir():
         get_recipe(recipe)
     runs = [Run.load(path) for path in sorted((root / recipe).glob("*.npz"))]
@@ -119,15 +128,16 @@ def runs_of(recipe: str, store: str | os.PathLike[str] | None = None) -> list[Ru
     return sorted(runs, key=place)
 
 
-def _nearest() -> Path:
+def nearest() -> Path | None:
+    """The folder ``runs`` with an index in the working directory or above it; of several the first.
+
+    ``None`` where there is none, as beside an installed package.
+    """
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "runs" / _INDEX).is_file():
             return folder / "runs"
-    raise FileNotFoundError(
-        f"no folder runs with an {_INDEX} in {here} or above it: the stored runs are in the "
-        "repository, not in the installed package; pass store="
-    )
+    return None
 
 
 def origin(runs: Sequence[Run]) -> str:
@@ -167,9 +177,8 @@ def left_to_run(store: str | os.PathLike[str]) -> dict[str, int]:
     """
     left = {}
     for recipe in RECIPES.values():
-        planned = {experiment.key for experiment in recipe.experiments}
         stored = len(list((Path(store) / recipe.name).glob("*.npz")))
-        if stored < len(planned) + (recipe.by_rule is not None):
+        if stored < _number_of_runs(recipe):
             left[recipe.name] = stored
     return left
 
@@ -261,15 +270,56 @@ def seconds_of(recipe: str, store: str | os.PathLike[str]) -> dict[str, float]:
     speed: it is what was measured, not what you will see. Empty where nothing is stored.
     """
     found: dict[str, dict[str, float]] = {}
-    for path in sorted((Path(store) / recipe).glob("*.npz")):
-        run = Run.load(path)
-        experiment = _experiment_of(run, path)
+    for run, experiment in _stored(recipe, store):
         together = run.provenance["runs_together"] > 1
         computation = json.dumps(without_rule(experiment)) if together else experiment.key
-        kind = "gpu" if "gpu" in run.provenance else "cpu"
-        times = found.setdefault(kind, {})
+        times = found.setdefault(_kind(run), {})
         times[computation] = max(times.get(computation, 0.0), run.provenance["seconds"])
     return {kind: sum(times.values()) for kind, times in found.items()}
+
+
+def expected_seconds(
+    recipe: Recipe, store: str | os.PathLike[str]
+) -> dict[str, tuple[float, bool]]:
+    """How long a recipe takes on a ``"cpu"`` core and a ``"gpu"``.
+
+    Returns:
+        For each the seconds, and whether runs stored there are all of the recipe's and measured
+        them. Else they are those of the stored ones and an estimate of the others: with the steps
+        that these took on the other device, if they are stored from there, and to the last step
+        otherwise, though a run ends at its goal.
+    """
+    stored, measured = _stored(recipe.name, store), seconds_of(recipe.name, store)
+    reached = {e.key: run.outcome.step / e.num_steps for run, e in stored}
+    own = {experiment.key for experiment in recipe.experiments}
+    planned = list(recipe.experiments)
+    if recipe.by_rule is not None:
+        by_rule = {e.key: e for _, e in stored if e.key not in own}
+        planned += list(by_rule.values()) or 5 * [recipe.by_rule]
+    found = {}
+    for kind in RATES:
+        there = {e.key for run, e in stored if _kind(run) == kind}
+        left = [(e, reached.get(e.key, 1.0)) for e in planned if e.key not in there]
+        if len(there) >= _number_of_runs(recipe):
+            left = []
+        seconds = measured.get(kind, 0.0) + recipe.estimated_seconds(kind, left)
+        found[kind] = seconds, not left
+    return found
+
+
+def _stored(recipe: str, store: str | os.PathLike[str]) -> list[tuple[Run, Experiment]]:
+    runs = [(path, Run.load(path)) for path in sorted((Path(store) / recipe).glob("*.npz"))]
+    return [(run, _experiment_of(run, path)) for path, run in runs]
+
+
+def _kind(run: Run) -> str:
+    return "gpu" if "gpu" in run.provenance else "cpu"
+
+
+def _number_of_runs(recipe: Recipe) -> int:
+    """How many runs a recipe has at least: with a rule for its step sizes, one beside the flow."""
+    planned = {experiment.key for experiment in recipe.experiments}
+    return len(planned) + (recipe.by_rule is not None)
 
 
 def _files(root: Path) -> list[Path]:

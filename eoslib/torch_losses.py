@@ -170,7 +170,8 @@ def as_loss(loss: str | Loss | nn.Module, targets: Tensor | None = None) -> Loss
                 f"{len(targets)} here; give as_loss(loss, targets) all targets of this objective"
             )
 
-    return Loss(name, f"train loss (nn.{name})", terms, check)
+    ignored = module.ignore_index if kind in _LABELLED else None
+    return Loss(name, f"train loss (nn.{name})", terms, check, ignored)
 
 
 def _why_not(loss: object) -> str:

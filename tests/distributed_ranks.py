@@ -40,8 +40,9 @@ def weighted_task() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor, eoslib
 def task_with_ignored_labels() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor, eoslib.Loss]:
     """On the first of two ranks no label counts."""
     data = eoslib.digits(31)
-    labels = torch.where(torch.arange(31) < 20, -100, data.labels)
-    return network(), data.inputs, labels, as_loss(torch.nn.CrossEntropyLoss(), labels)
+    labels = torch.where(torch.arange(31) < 20, 0, data.labels)
+    loss = as_loss(torch.nn.CrossEntropyLoss(ignore_index=0), labels)
+    return network(), data.inputs, labels, loss
 
 
 def measure(objective, theta: torch.Tensor) -> dict[str, torch.Tensor]:

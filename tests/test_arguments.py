@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from eoslib import (
     Checkpoint,
+    Experiment,
     GradientDescent,
     InverseSharpness,
     Measurement,
@@ -40,7 +42,7 @@ from eoslib import (
     train,
     train_together,
 )
-from eoslib._arguments import a_whole_number
+from eoslib._arguments import a_number, a_whole_number
 
 DATA = chebyshev(3, 10)
 TASK = Objective.from_dataset(build("fc-tanh", 1, 1, widths=(4,), seed=2), DATA)
@@ -200,3 +202,18 @@ def test_what_is_a_whole_number():
     given = (3, 3.0, torch.tensor(3), torch.tensor([1, 2, 3]).numpy()[2])
     assert [a_whole_number("n", value) for value in given] == [3, 3, 3, 3]
     assert trained(num_steps=2.0).outcome.step == 2
+
+
+@pytest.mark.parametrize("yes", [True, np.True_, np.array(True), torch.tensor(True)])
+def test_a_truth_value_is_no_number(yes):
+    for make in (GradientDescent, lambda beta: Polyak(0.1, beta), lambda x: a_number("x", x)):
+        with pytest.raises(ValueError, match="must be a"):
+            make(yes)
+    with pytest.raises(ValueError, match="must be a positive whole number"):
+        a_whole_number("k", yes)
+    task = {"dataset": "chebyshev-3-12", "architecture": "fc-tanh", "lr": 0.1}
+    for name in ("lr", "seed", "loss_goal", "sharpness_rtol", "num_steps"):
+        with pytest.raises((ValueError, TypeError), match=f"^{name} (must be a number|is a)"):
+            Experiment(**{**task, name: yes})
+    for one in (np.float32(1), np.int64(1), torch.tensor(1.0), np.array(1)):
+        assert a_number("x", one) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import hashlib
 import re
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import eoslib.cifar10
 from benchmarks import comparison, costs, problems, run, together, tools
 from benchmarks.results import Bar, ProblemReport, Report, Row
 from benchmarks.together import TOGETHER
@@ -121,16 +122,26 @@ def pictures() -> dict[str, np.ndarray]:
     }
 
 
-def test_cifar10_is_read_from_either_form(tmp_path, pictures):
-    archive = tmp_path / "some.npz"
-    np.savez(archive, **pictures)
-    one = problems.cifar10(archive)
-    official = tmp_path / "cifar-10-batches-py"
-    official.mkdir()
-    pixels, labels = pictures["x_train"].reshape(20, -1), pictures["y_train"].tolist()
-    (official / "data_batch_1").write_bytes(pickle.dumps({b"data": pixels, b"labels": labels}))
+def test_cifar10_is_read_from_the_files_that_eoslib_reads(tmp_path, pictures, monkeypatch):
+    np.savez(tmp_path / "some.npz", **pictures)
+    one = problems.cifar10(tmp_path / "some.npz")
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    digests = {}
+    for number in range(5):  # four images a file
+        part = slice(4 * number, 4 * number + 4)
+        rows = (pictures["y_train"][part, None], pictures["x_train"][part].reshape(4, -1))
+        content = np.hstack(rows).tobytes()
+        (folder / f"data_batch_{number + 1}.bin").write_bytes(content)
+        digests[f"data_batch_{number + 1}.bin"] = hashlib.sha256(content).hexdigest()
+    (folder / "test_batch.bin").write_bytes(content)
+    monkeypatch.setattr(eoslib.cifar10, "_TRAIN", digests)
+    monkeypatch.setattr(
+        eoslib.cifar10, "_TEST", {"test_batch.bin": hashlib.sha256(content).hexdigest()}
+    )
     other = problems.cifar10(tmp_path)
     assert torch.equal(one.inputs, other.inputs) and torch.equal(one.targets, other.targets)
+    assert one.source.replace("some.npz", "cifar-10-batches-bin") == other.source
     assert torch.allclose(one.inputs.mean(0), torch.zeros(3072).double(), atol=1e-12)
     assert torch.allclose(one.inputs.std(0, correction=0), torch.ones(3072).double())
 
@@ -138,11 +149,11 @@ def test_cifar10_is_read_from_either_form(tmp_path, pictures):
 def test_the_record_tells_which_images_were_used_and_how(tmp_path, pictures):
     np.savez(tmp_path / "a.npz", **pictures)
     told = problems.cifar10(tmp_path / "a.npz").source
-    assert "the first 20 images of an .npz file" in told
+    assert "the first 20 images of a.npz" in told
     assert "standardised by its own mean and standard deviation over these 20 images" in told
     assert str(tmp_path) not in told
-    np.savez(tmp_path / "b.npz", **{**pictures, "y_train": pictures["y_train"][::-1]})
-    assert problems.cifar10(tmp_path / "b.npz").source != told
+    np.savez(tmp_path / "a.npz", **{**pictures, "y_train": pictures["y_train"][::-1]})
+    assert problems.cifar10(tmp_path / "a.npz").source != told
 
 
 def test_missing_cifar10_is_said(tmp_path):
@@ -156,9 +167,9 @@ def test_missing_cifar10_is_said(tmp_path):
     [
         ({"x_train": np.zeros((20, 3, 32, 32))}, "has to be uint8"),
         ({"x_train": np.zeros((20, 32, 32, 3), np.uint8)}, r"shape \(20, 32, 32, 3\)"),
-        ({"y_train": np.full(20, 10)}, "label from 0 to 9"),
-        ({"y_train": np.zeros(19, int)}, "for every image"),
-        ({"y_train": np.zeros(20)}, "for every image"),
+        ({"y_train": np.full(20, 10)}, "integers from 0 to 9"),
+        ({"y_train": np.zeros(19, int)}, "one label for each image"),
+        ({"y_train": np.zeros(20)}, "integers from 0 to 9"),
     ],
 )
 def test_other_arrays_than_cifar10s_are_refused(tmp_path, pictures, change, message):
@@ -169,7 +180,7 @@ def test_other_arrays_than_cifar10s_are_refused(tmp_path, pictures, change, mess
 
 def test_a_file_without_the_arrays_is_refused(tmp_path):
     np.savez(tmp_path / "some.npz", images=np.zeros(3))
-    with pytest.raises(ValueError, match="no array x_train and no y_train"):
+    with pytest.raises(ValueError, match="has to hold x_train"):
         problems.cifar10(tmp_path / "some.npz")
 
 

@@ -32,6 +32,29 @@ def test_a_claim_that_fails_raises(value, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("value", "bounds", "line"),
+    [
+        (0.9985, {"high": 0.999}, "holds: ratio ≈ 0.999, expected ≤ 0.999"),
+        (0.0004, {"low": 0.0003}, "holds: ratio ≈ 0.0004, expected ≥ 0.0003"),
+        (1 - 5e-7, {"low": 1 - 1e-7}, "does not hold: ratio ≈ 0.9999995, expected ≥ 0.9999999"),
+        (0.97, {"low": 0.971}, "does not hold: ratio ≈ 0.97, expected ≥ 0.971"),
+        (-1e-4, {"low": 0.0}, "does not hold: ratio ≈ -0.0001, expected ≥ 0"),
+        (1.0, {"low": 1 - 1e-9, "high": 1 + 1e-9}, "holds: ratio ≈ 1.00, expected in [1, 1]"),
+    ],
+)
+def test_rounding_takes_no_value_across_a_bound(value, bounds, line, capsys):
+    check("C6", "ratio", value, **bounds, reproduces="not" not in line)
+    assert capsys.readouterr().out == f"C6 {line}\n"
+
+
+def test_rounding_takes_no_value_across_a_bound_where_a_claim_fails():
+    with pytest.raises(ClaimError, match=r"ratio = 1\.0000001, expected ≤ 1$"):
+        check("C6", "ratio", 1.0000001, high=1)
+    with pytest.raises(ClaimError, match=r"ratio = inf, expected ≥ 1$"):
+        check("C6", "ratio", math.inf, low=1)
+
+
 def test_a_check_that_cannot_fail_is_refused():
     with pytest.raises(ValueError, match="cannot fail"):
         check("C6", "median ratio", 1.0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from eoslib import Run, train
+from eoslib import Checkpoint, Run, train
 from eoslib import __main__ as command_line
 from eoslib.__main__ import main
 from eoslib.progress import ProgressLine, duration_in_words
@@ -222,6 +222,77 @@ def test_step_sizes_given_one_by_one_add_up(capsys):
     assert [one["lr"] for one in json.loads(out)] == [0.1, 0.2, 0.3]
 
 
+def test_a_file_that_is_no_record_hides_no_other(tmp_path, capsys):
+    folder = tmp_path / "chebyshev-3"
+    call(f"{TRAIN} --lr 0.1 0.2 --quiet --out {folder}", capsys)
+    first, second = sorted(folder.glob("*.npz"))
+    run = Run.load(first)
+    run.settings |= {"threshold": "none", "experiment": {"dataset": 1}}
+    run.save(first)
+    status, out, _ = call(f"runs {tmp_path}", capsys)
+    assert status == 2
+    assert f"{first.name}\n    no record of a run: ValueError(" in out and second.name in out
+    status, out, _ = call(f"runs {tmp_path} --verify --replay 2", capsys)
+    assert status == 1
+    assert f"{first} cannot be replayed: " in out and f"{second}: apart by" in out
+    status, out, err = call(f"reproduce --list --store {tmp_path}", capsys)
+    assert status == 2
+    assert "error: an experiment needs architecture" in err
+    assert all(f" {name} " in out for name in RECIPES)
+    kept = tmp_path / "kept"
+    status, out, err = call(f"runs {kept} --add {first} {second}", capsys)
+    assert status == 2
+    assert "error: an experiment needs architecture" in err and second.name in out
+
+
+def test_a_file_in_the_place_of_a_run_stops_no_other(tmp_path, capsys):
+    call(f"{TRAIN} --lr 0.1 0.2 --quiet --out {tmp_path}", capsys)
+    first, second = sorted(tmp_path.glob("*.npz"))
+    first.write_bytes(b"no run")
+    second.unlink()
+    status, out, err = call(f"{TRAIN} --lr 0.1 0.2 --out {tmp_path}", capsys)
+    assert status == 2
+    assert f"error: {first} (6 bytes) is not a readable run" in err and "move it away" in err
+    assert str(second) in out and second.exists()
+    assert first.read_bytes() == b"no run"
+
+
+def test_away_from_the_repository(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = call("reproduce --list", capsys)
+    assert status == 0
+    assert "Here all are estimates: there is no folder of stored runs" in out
+    assert "*" not in out.split("Times")[0]
+    for text in ("runs", "runs --missing", "runs --verify"):
+        status, out, err = call(text, capsys)
+        assert (status, out) == (2, "")
+        assert "in the repository, not in the installed package; name a folder" in err
+    status, _, err = call("reproduce --list --store nowhere", capsys)
+    assert status == 2 and "there is no folder nowhere, which --store names" in err
+    assert call("reproduce fig4 --explain", capsys)[0] == 0
+    # in a folder of the repository, its store is found
+    monkeypatch.chdir(Path(__file__).parent)
+    status, out, _ = call("reproduce --list", capsys)
+    assert "* / " in out and "Here all are estimates" not in out
+    assert "5k-fc-tanh-square" not in call("runs --missing", capsys)[1]
+
+
+def test_data_that_find_no_memory(tmp_path, capsys, monkeypatch):
+    from eoslib import experiment
+
+    def full(name, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 1 byte")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "load_dataset", full)
+        status, _, err = call(f"{TRAIN} --lr 0.1 --out {tmp_path}", capsys)
+    assert status == 2
+    assert "not enough memory: the data set chebyshev-3-12 could not be loaded" in err
+    assert "take fewer examples" in err
+    assert not list(tmp_path.glob("*.npz"))
+    assert call(f"{TRAIN} --lr 0.1 --out {tmp_path}", capsys)[0] == 0
+
+
 def test_a_damaged_file_does_not_hide_the_others(tmp_path, capsys):
     call(f"{TRAIN} --lr 0.1 0.2 --quiet --out {tmp_path}", capsys)
     first, second = sorted(tmp_path.glob("*.npz"))
@@ -229,6 +300,42 @@ def test_a_damaged_file_does_not_hide_the_others(tmp_path, capsys):
     status, out, _ = call(f"runs {tmp_path}", capsys)
     assert status == 2
     assert "not a readable run" in out and second.name in out
+
+
+def test_what_goes_on_from_a_checkpoint(tmp_path, capsys, monkeypatch):
+    offer = Checkpoint.offer
+
+    def stops(checkpoint, identity, state):
+        checkpoint.stop_requested = True
+        offer(checkpoint, identity, state)
+
+    def stopped(text):
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoint, "offer", stops)
+            assert call(text, capsys)[0] == 130
+
+    both, single = (f"{TRAIN} --lr {lr} --out {tmp_path}" for lr in ("0.1 0.2", "0.1"))
+    stopped(both)
+    (shared,) = tmp_path.glob("*.checkpoint")
+    said = call(f"runs {tmp_path}", capsys)[1]
+    assert "just these 2 runs, in this order, goes on with it: fc-tanh_" in said
+    stopped(single)
+    said = call(f"runs {tmp_path}", capsys)[1]
+    assert said.count("not finished; its command goes on with it") == 1
+    for lr in (0.1, 0.2):  # one by one: now nothing goes on from what they had together
+        call(f"{TRAIN} --lr {lr} --out {tmp_path}", capsys)
+    assert list(tmp_path.glob("*.checkpoint")) == [shared]
+    status, said, _ = call(f"runs {tmp_path}", capsys)
+    assert status == 0
+    assert "its 2 runs are done; this may be deleted" in said
+    assert "goes on" not in said
+    (run, _) = sorted(tmp_path.glob("*.npz"))
+    run.with_suffix(".checkpoint").touch()
+    assert "its run is done; this may be deleted" in call(f"runs {tmp_path}", capsys)[1]
+    shared.write_bytes(b"no checkpoint")
+    status, said, _ = call(f"runs {tmp_path}", capsys)
+    assert status == 2
+    assert f"{shared} is not a readable checkpoint" in said and run.name in said
 
 
 def test_a_plan_of_several_recipes_is_one_json_list(capsys):

@@ -168,7 +168,8 @@ def test_the_sharpness_inside_of_inference_mode_and_autocast(mode):
         ([torch.ones(2, 2)] * 3, r"a tensor of shape \(2, 2\)"),
         (iter([]), "can be read only once"),
         (([[1.0, 2.0]] * 100, [[1.0]] * 100), "a list of a list of a float, a float, a list .*, …"),
-        ([(torch.ones(2), torch.tensor(1))], r"a tensor of shape \(\)"),
+        ([(torch.ones(2), torch.tensor(1))], r"a tensor of shape \(\).*instance DataLoader\(data"),
+        ([(torch.ones(2), 1)], r"a int; .*instance DataLoader\(data"),
         ([(torch.ones(3), torch.ones(2))], "3 inputs and 2 targets; give batches, not single"),
         ({"x": torch.ones(1, 2)}, "got a dict with the keys 'x'"),
         ((torch.ones(1, 2).numpy(), torch.ones(1, 2).numpy()), "NumPy arrays.*torch.from_numpy"),
@@ -189,5 +190,22 @@ def test_batches_that_are_none(data, seen):
 def test_wrong_model():
     with pytest.raises(ValueError, match="no parameters"):
         sharpness(nn.Tanh(), (torch.ones(1, 2), torch.ones(1, 2)))
-    with pytest.raises(ValueError, match=r"must be a torch\.nn\.Module, got function"):
+    with pytest.raises(ValueError, match=r"must be a torch\.nn\.Module, got a function"):
         sharpness(lambda x: x, (torch.ones(1, 2), torch.ones(1, 2)))
+    with pytest.raises(ValueError, match=r"must be a torch\.nn\.Module, got the class Linear"):
+        sharpness(nn.Linear, (torch.ones(1, 2), torch.ones(1, 2)))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_model_whose_training_has_diverged(value):
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    nn.init.constant_(model[1].weight, value)
+    with pytest.raises(ValueError, match=r"'1\.weight' holds NaN or infinite values"):
+        sharpness(model, (torch.ones(4, 2), torch.ones(4, 1)))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_model_whose_weights_are_not_there(device):
+    layer = nn.LazyLinear(1) if device == "cpu" else nn.Linear(2, 1, device=device)
+    with pytest.raises(ValueError, match=r"'weight' (has no shape yet|is on the meta device)"):
+        sharpness(layer, (torch.ones(4, 2), torch.ones(4, 1)), device="cpu")

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from eoslib import Loss, Objective, build, chebyshev, digits, lanczos, losses
 from eoslib.architectures import ACTIVATIONS
 from eoslib.eigen import lanczos_together
+from eoslib.measure import as_loss
 from eoslib.numerics import full_precision
 from tests.oracles import (
     dense_hessian,
@@ -218,6 +219,27 @@ def test_frozen_parameters_are_no_part_of_theta():
     hessian = dense_hessian(objective, objective.initial_point)
     v = torch.randn(10, dtype=DOUBLE)
     assert torch.allclose(objective.hvp(objective.initial_point, v), hessian @ v)
+
+
+def test_sparse_gradients_of_an_embedding_are_differentiated_again():
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2)).double()
+    sparse = copy.deepcopy(dense)
+    sparse[0].sparse = True
+    inputs, targets = torch.randint(5, (7, 2)), torch.randn(7, 2, dtype=DOUBLE)
+    one, other = (Objective(model, inputs, targets) for model in (dense, sparse))
+    vector = torch.linspace(-1, 1, one.num_parameters, dtype=DOUBLE)
+    at = one.initial_point
+    assert torch.equal(other.gradient(at), one.gradient(at))
+    assert torch.equal(other.hvp(at, vector), one.hvp(at, vector))
+    assert sparse[0].sparse and other.module_at(at)[0].sparse
+
+
+@pytest.mark.filterwarnings("ignore")  # this form of it is deprecated
+def test_a_power_iteration_in_training_mode_is_not_taken_for_randomness():
+    model = nn.utils.spectral_norm(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"changed the model's buffers.*model\.eval\(\)"):
+        Objective(model, torch.randn(8, 3), torch.randn(8, 2))
 
 
 def test_a_tied_parameter_counts_once():
@@ -691,6 +713,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match="20 examples but targets of shape"):
             self.objective(targets=torch.zeros(19, 1))
 
+    def test_integers_for_one_output_under_another_loss(self):
+        with pytest.raises(ValueError, match=r"targets\.reshape\(8, 1\)\.double\(\); for class"):
+            yes = torch.ones(8, dtype=torch.int64)
+            Objective(nn.Linear(3, 1), torch.ones(8, 3), yes, as_loss(nn.BCEWithLogitsLoss(), yes))
+
     def test_labels_under_square_loss(self):
         with pytest.raises(ValueError, match="one-hot"):
             self.objective(targets=torch.zeros(20, dtype=torch.long))
@@ -1101,6 +1128,105 @@ class TestMoreRefusals:
         loss = Loss("own", "own", terms, lambda f, y: None)
         self.refused(nn.Linear(3, 1), message, loss, targets=self.y[:, 0])
 
+    @pytest.mark.parametrize(
+        ("model", "inputs", "message"),
+        [
+            (nn.Linear(3, 2), torch.ones(8, 4), r"\(8, 4\) \(8 examples\) and dtype torch.float32"),
+            (nn.Linear(3, 2), torch.ones(8, 3).long(), r"torch.int64; .*\(inputs\.float\(\)\)"),
+            (nn.Conv2d(3, 2, 1), torch.ones(8, 1, 2, 2), r"3 channels, but got 1 channels"),
+            (nn.Embedding(5, 2), torch.ones(8, 3), r"indices, .*integers: inputs\.long\(\)"),
+            (nn.Embedding(5, 2), torch.full((8,), 5), r"index out of range.*shape and range"),
+            (nn.BatchNorm2d(3), torch.ones(8, 3), r"expected 4D input \(got 2D input\)"),
+            (nn.Bilinear(3, 3, 2), torch.ones(8, 3), r"missing .*'input2'.*takes that apart"),
+        ],
+    )
+    def test_inputs_that_the_model_does_not_take(self, model, inputs, message):
+        options = {"batch_norm": "full_batch"} if isinstance(model, nn.BatchNorm2d) else {}
+        with pytest.raises(ValueError, match=f"does not take inputs of shape .*{message}") as seen:
+            Objective(model, inputs, self.y, **options)
+        assert seen.value.__cause__ is not None
+
+    @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+    def test_inputs_that_a_scripted_model_does_not_take(self):
+        model = torch.jit.script(nn.Linear(3, 2))
+        self.refused(model, r"said: RuntimeError: mat1 and mat2", inputs=torch.ones(8, 4))
+
+    def test_a_number_of_examples_that_is_built_in(self):
+        class Eight(nn.Linear):
+            def forward(self, x):
+                return super().forward(x.view(8, 3))
+
+        self.refused(Eight(3, 2), r"these 8 examples, but not 4 of them alone \(shape '\[8, 3\]'")
+
+        class Guarded(nn.Linear):  # as `torch.export` makes them
+            def forward(self, x):
+                assert len(x) == 8, "Guard failed"
+                return super().forward(x)
+
+        self.refused(Guarded(3, 2), r"not 4 of them alone \(Guard failed")
+
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    def test_data_that_are_not_dense(self):
+        self.refused(nn.Linear(3, 2), r"a sparse_coo one; .*to_dense", inputs=self.x.to_sparse())
+        nested = torch.nested.nested_tensor(list(self.x))
+        self.refused(nn.Linear(3, 2), r"a nested one; .*padded", inputs=nested)
+
+    def test_a_last_chunk_of_one_example_that_the_model_does_not_take(self):
+        model = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
+        with pytest.raises(ValueError, match="does not take inputs of shape"):
+            Objective(model, self.x, self.y, chunk_size=7, batch_norm="ghost")
+
+    def test_errors_of_the_callers_own_code_are_left_as_they_are(self):
+        class Own(nn.Module):
+            def __init__(self, fault):
+                super().__init__()
+                self.layers = nn.ModuleList([nn.Linear(3, 2)])
+                self.fault = fault
+
+            def forward(self, x):
+                if self.fault == "raises":
+                    raise RuntimeError("not today")
+                return self.layers[1](x)
+
+        with pytest.raises(RuntimeError, match="not today"):
+            Objective(Own("raises"), self.x, self.y)
+        with pytest.raises(IndexError, match="out of range"):
+            Objective(Own("a layer too few"), self.x, self.y)
+        # nor is a device that fails a matter of the inputs
+        scope = {}
+        failing = "def forward(x): raise RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED')"
+        exec(compile(failing, torch.nn.functional.__file__, "exec"), scope)
+        with pytest.raises(RuntimeError, match=r"^CUDA error"):
+            Objective(Applied(scope["forward"]), self.x, self.y)
+        with pytest.raises(IndexError, match="too many indices"):
+            Objective(nn.Linear(3, 2), self.x, self.y, output=lambda outputs: outputs[0, 0, 0])
+
+    def test_a_loss_of_ones_own_that_does_not_take_the_targets(self):
+        loss = Loss("own", "own", lambda f, y: (f - y).square(), lambda f, y: None)
+        self.refused(
+            nn.Linear(3, 2),
+            r"the loss 'own' does not take outputs of shape \(8, 2\) and torch.float32 targets of "
+            r"shape \(8, 5\) \(The size of tensor",
+            loss,
+            targets=torch.ones(8, 5),
+        )
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_what_to_do_about_a_compiled_model(self):
+        model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))
+        plain = Objective(model, self.x, self.y)
+        vector = torch.linspace(-1, 1, plain.num_parameters)
+        wanted = plain.hvp(plain.initial_point, vector)
+        whole = torch.compile(model, backend="aot_eager")
+        self.refused(whole, r"twice: .*torch\.compile made it so: .* model\._orig_mod")
+        advised = Objective(whole._orig_mod, self.x, self.y)
+        assert torch.equal(advised.hvp(advised.initial_point, vector), wanted)
+        parts = nn.Sequential(torch.compile(model[0], backend="aot_eager"), *model[1:])
+        self.refused(parts, r"of '0': measure within torch\.compiler\.set_stance")
+        with torch.compiler.set_stance("force_eager"):
+            advised = Objective(parts, self.x, self.y)
+            assert torch.allclose(advised.hvp(advised.initial_point, vector), wanted, atol=1e-6)
+
     def test_a_torch_loss_and_a_point_that_is_no_tensor(self):
         self.refused(nn.Linear(3, 2), "PyTorch's MSELoss; eoslib.measure.as_loss", nn.MSELoss())
         objective = Objective(nn.Linear(3, 2), self.x, self.y)
@@ -1317,6 +1443,20 @@ def test_accuracy_counts_no_label_below_zero_and_no_nan():
     assert losses.accuracy(outputs, torch.tensor([0, 1, -100, -1])) == 1
     assert losses.accuracy(outputs, torch.tensor([0, 2, -100, -1])) == 0.5
     assert math.isnan(losses.accuracy(outputs * torch.nan, torch.arange(4)))
+
+
+@pytest.mark.parametrize("module", [nn.CrossEntropyLoss, nn.NLLLoss])
+def test_accuracy_counts_no_label_that_the_loss_ignores(module):
+    inputs, labels = torch.eye(4), torch.tensor([0, 1, 2, 2])
+    model = nn.Linear(4, 4)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(4))
+        model.bias.zero_()
+    at = Objective(model, inputs, labels, as_loss(module(), labels)).initial_point
+    for ignored, wanted in ((-100, 3 / 4), (0, 2 / 3), (2, 1.0)):
+        objective = Objective(model, inputs, labels, as_loss(module(ignore_index=ignored), labels))
+        assert objective.accuracy(at) == pytest.approx(wanted)
+    assert losses.accuracy(inputs, torch.eye(4), 0) == 1  # rows are no labels
 
 
 def test_accuracy_of_numbers_is_none():

@@ -11,7 +11,14 @@ import yaml
 
 from eoslib import Outcome, Run, Series
 from eoslib.experiment import run_experiment, run_together
-from eoslib.recipes import IN_THE_BOOK, RECIPES, get_recipe, step_sizes_of
+from eoslib.recipes import (
+    _FLOW_PRODUCTS,
+    _PRODUCTS,
+    IN_THE_BOOK,
+    RECIPES,
+    get_recipe,
+    step_sizes_of,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,18 +114,33 @@ def test_settings_of_the_paper():
 
 def test_the_estimate_of_the_time():
     recipe = get_recipe("fig3-square")
-    # by hand: 40,000 gradients, six products every 25th step, of two gradients each, and an
+    # by hand: 40,000 gradients, 14 products every 25th step, of two gradients each, and an
     # accuracy, a third of a gradient
     gradient = 6 * 656_400 * 5_000 / 3e10
-    expected = (40_000 * (1 + 12 / 25) + 1_600 / 3) * gradient
+    expected = (40_000 * (1 + 28 / 25) + 1_600 / 3) * gradient
     assert recipe.estimated_seconds("cpu") == pytest.approx(expected)
     assert recipe.estimated_seconds("gpu") == pytest.approx(expected * 3e10 / 1e13)
     twice = replace(recipe, experiments=recipe.experiments * 2)
     assert twice.estimated_seconds("cpu") == pytest.approx(2 * expected)
-    # four gradients a step of 1/300, a measurement a tick, and five runs that follow
+    # four gradients a step of 1/300, four products a tick, and five runs that follow
     flow = get_recipe("chebyshev-3")
-    overhead = 4_000 * (4 * 75 + 12) + 5 * 10_000 * (1 + 12 / 5)
+    overhead = 4_000 * (4 * 75 + 8) + 5 * 10_000 * (1 + 28 / 5)
     assert flow.estimated_seconds("cpu") == pytest.approx(3e-4 * overhead)
+    parts = [(recipe.experiments[0], 0.25)]
+    assert recipe.estimated_seconds("cpu", parts) == pytest.approx(expected / 4)
+
+
+@pytest.mark.parametrize(("flow", "assumed"), [(False, _PRODUCTS), (True, _FLOW_PRODUCTS)])
+def test_a_measurement_is_taken_to_cost_what_stored_ones_did(flow, assumed):
+    runs = [Run.load(path) for path in sorted((ROOT / "runs").glob("*/*.npz"))]
+    taken = [
+        run.provenance["sharpness_products"] / len(run["sharpness"].steps)
+        for run in runs
+        if ("tick" in run.settings) == flow
+        and run.provenance["runs_together"] == 1
+        and "sharpness_products" in run.provenance
+    ]
+    assert assumed == pytest.approx(np.median(taken), abs=1)
 
 
 @pytest.fixture(scope="module")

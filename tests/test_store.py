@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,50 @@ def test_the_seconds_of_runs_that_were_computed_together_count_once(kept):
         run.provenance |= {"seconds": seconds, "runs_together": 1, **more}
         run.save(run_path(experiment, kept / "timed"))
     assert store.seconds_of("timed", kept) == {"cpu": 4.0, "gpu": 5.0}
+
+
+def test_a_time_is_measured_where_all_runs_are_stored_and_else_completed(kept):
+    """A part of a recipe once stood for the whole, and a run that was short for one that is not."""
+    first, second = (Experiment(**{**SETTINGS, "num_steps": n}, lr=0.1) for n in (40, 80))
+    recipe = replace(RECIPES["fig4"], name="timed", experiments=(first, second))
+    run = Run.load(run_path(EXPERIMENTS[0], kept / "a-recipe"))
+    run.provenance |= {"runs_together": 1}
+
+    def keep(experiment, seconds, step, **more):
+        run.settings["experiment"] = experiment.to_json()
+        run.outcome = replace(run.outcome, step=step)
+        run.provenance |= {"seconds": seconds, **more}
+        run.save(run_path(experiment, kept / "timed"))
+
+    def estimate(kind, *parts):
+        return pytest.approx(recipe.estimated_seconds(kind, parts))
+
+    whole = {kind: (recipe.estimated_seconds(kind), False) for kind in ("cpu", "gpu")}
+    assert store.expected_seconds(recipe, kept) == whole
+    keep(first, 300.0, 40)
+    found = store.expected_seconds(recipe, kept)
+    assert found["cpu"] == (300 + estimate("cpu", (second, 1.0)).expected, False)
+    assert found["gpu"] == whole["gpu"]
+    keep(second, 500.0, 20)  # it reached its goal after a quarter of its steps
+    found = store.expected_seconds(recipe, kept)
+    assert found["cpu"] == (800.0, True)
+    assert found["gpu"] == (estimate("gpu", (first, 1.0), (second, 0.25)), False)
+    keep(second, 5.0, 20, gpu="Some GPU")
+    found = store.expected_seconds(recipe, kept)
+    assert found["gpu"] == (5 + estimate("gpu", (first, 1.0)).expected, False)
+    assert found["cpu"] == (300 + estimate("cpu", (second, 0.25)).expected, False)
+
+
+def test_the_time_of_a_recipe_with_a_rule_is_not_that_of_its_flow(kept):
+    flow = EXPERIMENTS[-1]
+    recipe = replace(RECIPES["fig5-square"], name="timed", experiments=(flow,))
+    store.add(run_path(flow, kept / "a-recipe"), "timed", kept)
+    seconds, measured = store.expected_seconds(recipe, kept)["cpu"]
+    assert not measured
+    assert seconds > recipe.estimated_seconds("cpu", 5 * [(recipe.by_rule, 1.0)])
+    store.add(run_path(EXPERIMENTS[0], kept / "a-recipe"), "timed", kept)
+    own = store.seconds_of("timed", kept)["cpu"]
+    assert store.expected_seconds(recipe, kept)["cpu"] == (own, True)
 
 
 def test_what_is_left_to_run(tmp_path, monkeypatch):
