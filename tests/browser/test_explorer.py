@@ -97,6 +97,21 @@ def slider(page: Any) -> Any:
     return page.locator(".eos-x input[type=range]").first
 
 
+@browser_test
+def test_an_adaptive_optimizers_curvature_has_its_own_name(page: Any, tmp_path: Path) -> None:
+    runs = [make_run(lr, steps=300) for lr in (0.1, 0.2)]
+    for run in runs:
+        run.series["preconditioned_sharpness"] = run.series.pop("sharpness")
+    explorer = StepSizeExplorer(runs, title="made-up runs", threshold_label="38/η")
+    page.goto(write_page(tmp_path / "page.html", explorer))
+    page.wait_for_selector(".eos-line[d^=M]", state="attached")
+    assert "preconditioned sharpness" in page.locator(".eos-x svg").first.inner_html()
+    assert any(name.startswith("preconditioned sharpness") for name in picture(page)["readout"])
+    table = page.locator(".eos-table table")
+    assert "last measured preconditioned sharpness ÷ 38/η" in table.text_content()
+    assert page.problems == []
+
+
 # -- the slider ------------------------------------------------------------------------------
 
 

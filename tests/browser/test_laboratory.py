@@ -765,8 +765,8 @@ def test_the_lines_for_mini_batches_run(
 
 @browser_test
 def test_lines_that_the_library_has_not(shown: Any) -> None:
-    shown.locator(".eos-settings summary").click()
-    set_field(shown, "task", "quadratic")
+    choose(shown, "quadratic")
+    reach(shown, 0)
     run_to(shown, 20)
     assert "no counterpart of this task" in library_lines(shown)
 
