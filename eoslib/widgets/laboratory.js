@@ -1110,7 +1110,11 @@ run = train(
 )
 `);
   }
-  $(".eos-lines").addEventListener("toggle", () => { $(".eos-lines pre").textContent = ""; stale = true; schedule(); });
+  $(".eos-lines").addEventListener("toggle", ({ target }) => {
+    if (!target.open) $(".eos-lines pre").textContent = "";
+    stale = true;
+    schedule();
+  });
 
   const save = (blob, file) => {
     const link = make("a", { download: file, href: URL.createObjectURL(blob) });

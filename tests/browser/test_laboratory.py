@@ -1131,12 +1131,12 @@ def test_a_served_page_runs_as_a_file_does(open_page: Callable[..., Any], tmp_pa
         losses = recorded(page)["low"]["loss"][:400]
         again = open_page(allow=(address,))
         visit(again, f"{address}/page.html{now['link']}")
-        reach(again, 400)
+        reach(again, int(now["step"]))
         assert recorded(again)["low"]["loss"][:400] == losses, "bit for bit"
         assert page.problems == again.problems == page.blocked == again.blocked == []
     from_file = open_page()
     visit(from_file, (tmp_path / "page.html").as_uri() + now["link"])
-    reach(from_file, 400)
+    reach(from_file, int(now["step"]))
     assert recorded(from_file)["low"]["loss"][:400] == losses
 
 
