@@ -6,7 +6,8 @@ Prints JSON. The page is opened as a file, without a network. `ready` is the tim
 page to a *Run* button that acts, and `firstStep` from a click on it at that moment to the first
 step on the screen. Then every setting runs at full speed: steps per second, frames per second, the
 95th percentile of the time between frames, the tasks of the main thread that took more than 50 ms,
-and the time from a click on *Pause* to the last change of the run on the screen.
+and the time from a click on *Pause* to the last change of the run on the screen. Last, a reader's
+`hand` is on the slider, on the theme and on the width of the window while a run goes on.
 
 On a machine that is never idle all of these only get worse; the load is in the report. What other
 processes cannot spoil is `longestCpu`, the most processor time of one task of the main
@@ -87,6 +88,35 @@ MEASURE = """async (seconds) => {
 }"""
 
 
+def drag(page: Any) -> None:
+    """Move the slider to and fro."""
+    box = page.locator(".eos-lab .eos-track input").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for k in range(90):
+        page.mouse.move(x - 2 * (k % 30), y)
+        page.wait_for_timeout(16)
+    page.mouse.up()
+
+
+def change_theme(page: Any) -> None:
+    """Make the page dark, and light again."""
+    for theme in ("dark", "light"):
+        page.evaluate("(theme) => { document.documentElement.dataset.theme = theme; }", theme)
+        page.wait_for_timeout(300)
+
+
+def resize(page: Any) -> None:
+    """Take the page through the widths of several devices."""
+    for width in (1000, 700, 400, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(300)
+
+
+HAND = {"the slider": drag, "the theme": change_theme, "the width": resize}
+
+
 def main() -> None:
     """Measure, and print the report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -104,7 +134,8 @@ def main() -> None:
     def load() -> float:
         return round(os.getloadavg()[0], 1)
 
-    report: dict[str, Any] = {"cores": os.cpu_count(), "loadBefore": load(), "settings": {}}
+    report: dict[str, Any] = {"cores": os.cpu_count(), "loadBefore": load()}
+    report |= {"settings": {}, "hand": {}}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=options.chromium, args=["--no-sandbox", "--disable-gpu"]
@@ -136,6 +167,17 @@ def main() -> None:
             found["longestCpu"] = longest_cpu(browser.stop_tracing())
             report["settings"][name] = rounded(found)
             page.close()
+        page = opened(f"{address}#laboratory?degree=6")
+        page.locator(".eos-lab .eos-go").click()
+        for name, act in HAND.items():
+            browser.start_tracing(page=page, categories=["toplevel"])
+            page.evaluate("seen.long.length = 0")
+            act(page)
+            long = page.evaluate("seen.long")
+            found = {"longTasks": len(long), "longest": max(long, default=0)}
+            found["longestCpu"] = longest_cpu(browser.stop_tracing())
+            report["hand"][name] = rounded(found)
+        page.close()
         browser.close()
     report["loadAfter"] = load()
     print(json.dumps(report, indent=2))

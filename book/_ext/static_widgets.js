@@ -155,6 +155,7 @@ A classic script without imports or requests: it works from file:// and without 
         el.replaceChildren(note(`This figure could not be shown: ${error.message}`));
         console.error(error);
       }
+      await new Promise((done) => { setTimeout(done); }); // a task for each: all in one would take long
     }
   }
 

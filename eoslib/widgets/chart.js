@@ -66,10 +66,7 @@ export function makeCharts(box, id, color) {
   const ruler = make("canvas").getContext("2d");
   let panels = [], background = [], everyLine = [], everyMark = [], ghosts = false, groups = [], frame = null;
 
-  const textWidth = (text) => {
-    ruler.font = `12.5px ${getComputedStyle(box).fontFamily}`;
-    return ruler.measureText(text).width;
-  };
+  const textWidth = (text) => ruler.measureText(text).width;
   const wrap = (text, width) => text.split(" ").reduce((lines, word) => {
     const longer = `${lines.at(-1)} ${word}`.trim();
     if (textWidth(longer) <= width) lines[lines.length - 1] = longer; else lines.push(word);
@@ -134,6 +131,7 @@ export function makeCharts(box, id, color) {
   function layout() {
     const width = Math.floor(box.clientWidth), narrow = width < 430, count = panels.length;
     if (!width) return;
+    ruler.font = `12.5px ${getComputedStyle(box).fontFamily}`; // not for every frame: that lays the page out
     const size = (count > 2 ? 150 : count > 1 ? 185 : 270) * (narrow ? 0.85 : 1);
     for (const line of everyLine) line.shapes = null;
     for (const group of groups) {

@@ -83,6 +83,7 @@ function render({ model, el }) {
   const groups = model.get("group_names") || [];
 
   let runs = [], partial = null, layout = null, theme = "light";
+  let room = 0; // the magnifier's width: to ask for it at every frame would lay the page out twice
   let zoom = { steps: 0, time: 0 }, cursor = null, spoken = "";
 
   /* -- skeleton: constant text only; what comes from the model is set as text, never markup -- */
@@ -246,6 +247,7 @@ function render({ model, el }) {
   function relayout() {
     const width = Math.floor(plot.clientWidth);
     if (!width || !runs.length) return;
+    room = magnifier.clientWidth;
     theme = themeOf(root);
     const narrow = width < 430;
     const left = 46, right = narrow ? 46 : 76, top = 22, gap = 36;
@@ -472,7 +474,7 @@ function render({ model, el }) {
     magnifier.replaceChildren();
     $(".eos-rises").textContent = $(".eos-caption").textContent = "";
     if (!run || to - from < 2) return;
-    const width = Math.max(120, magnifier.clientWidth || 190), height = layout.narrow ? 84 : 96;
+    const width = Math.max(120, room || 190), height = layout.narrow ? 84 : 96;
     magnifier.setAttribute("viewBox", `0 0 ${width} ${height}`);
     magnifier.setAttribute("height", height);
     const values = run.loss.values.subarray(from, to + 1);
@@ -584,7 +586,7 @@ function render({ model, el }) {
   runs = ofGroup(decode(model.get("meta"), model.get("data")));
   zoom[axis()] = initialZoom();
   const unwatch = watch(plot, relayout);
-  $(".eos-magnifier").addEventListener("toggle", schedule);
+  $(".eos-magnifier").addEventListener("toggle", () => { room = magnifier.clientWidth; schedule(); });
   relayout();
   received();
 

@@ -211,7 +211,7 @@ function render({ model, el }) {
   let next = null; // a run that waits until the one in progress is there to be its shadow
   let session = 0, started = null, snap = null, initial = null, stepSize = 0, unit = 2, range = [0.01, 2], goal = 0;
   let running = false, awaiting = false, refused = false, stepped = false, stale = true, lastFrame = 0, owed = 0, axis = "steps", ghosts = [];
-  let theme = "light", paint = null, widths = new WeakMap(), shown = {}, fit = null, fitAge = 0, point = null;
+  let theme = "light", paint = null, widths = null, shown = {}, fit = null, fitAge = 0, point = null;
   let cursor = null, place = null; // a step that the reader points at; where the curves are in the picture
   const name = () => `${id}-${session}`;
   let link = null;
@@ -944,8 +944,9 @@ function render({ model, el }) {
     const style = getComputedStyle(root);
     theme = themeOf(root);
     inks.clear();
-    widths = new WeakMap();
-    paint = { font: style.fontFamily };
+    paint = { font: style.fontFamily, width: root.clientWidth };
+    // all before the first canvas gets its size: every width asked for after a change is another layout
+    widths = new Map(all("canvas").map((canvas) => [canvas, canvas.parentNode.clientWidth]));
     turn = -1;
     for (const key of ["ink", "muted", "rule", "grid", "surface", "accent"]) paint[key] = style.getPropertyValue(`--${key}`).trim();
     root.style.setProperty(`--ramp-${theme}`, `linear-gradient(to right, ${get("colors")[theme].stops})`);
@@ -956,6 +957,10 @@ function render({ model, el }) {
     if (!base.task) return; // not begun
     if (!paint) dress();
     const limit = usesStep() ? threshold(stepSize) : Infinity, diverged = snap?.state === "diverged";
+    const ready = snap && !next, visible = ready && paint.width > 0;
+    // pictures before all else: a text on a canvas asks for the layout, which any change has made out of date
+    if (visible) drawMain();
+    const captions = visible && !compact ? drawBeside() : [];
     root.style.setProperty(`--eta-${theme}`, color(stepSize));
     slider.value = positionOf(stepSize);
     slider.disabled = !usesStep();
@@ -971,12 +976,8 @@ function render({ model, el }) {
     $(".eos-one").disabled = go.disabled || !snap;
     $(".eos-twin").disabled = $(".eos-one").disabled || !usesStep();
     $(".eos-forget").disabled = !ghosts.length;
-    if (!snap || next) return;
+    if (!ready) return;
     const { record } = snap;
-    // pictures before texts: setting a font asks for the layout, which a new text has made out of date
-    const visible = Boolean(paint.width ||= root.clientWidth);
-    if (visible) drawMain();
-    const captions = visible && !compact ? drawBeside() : [];
     for (const { figure, text, spoken } of captions) {
       say(figure.querySelector("figcaption"), text);
       figure.querySelector("[role]").setAttribute("aria-label", spoken);
@@ -1111,7 +1112,11 @@ run = train(
 )
 `);
   }
-  $(".eos-lines").addEventListener("toggle", () => { $(".eos-lines pre").textContent = ""; stale = true; schedule(); });
+  $(".eos-lines").addEventListener("toggle", ({ target }) => {
+    if (!target.open) $(".eos-lines pre").textContent = "";
+    stale = true;
+    schedule();
+  });
 
   const save = (blob, file) => {
     const link = make("a", { download: file, href: URL.createObjectURL(blob) });

@@ -46,25 +46,29 @@ export function canvasContext(canvas, width, height) {
 
 /* Call `relayout` when the width of an element or the theme changes; return how to stop that. */
 export function watch(element, relayout) {
-  let width = element.clientWidth;
-  const sizes = new ResizeObserver(() => {
-    if (element.clientWidth === width) return;
-    width = element.clientWidth;
-    relayout();
-  });
+  let width = element.clientWidth, waiting = 0;
+  const change = () => { // a task for each widget: to draw all those of a page anew takes long
+    waiting ||= setTimeout(() => {
+      waiting = 0;
+      width = element.clientWidth;
+      relayout();
+    });
+  };
+  const sizes = new ResizeObserver(() => { if (element.clientWidth !== width) change(); });
   sizes.observe(element);
   // the theme button of the book, of JupyterLab, and of the operating system
-  const themes = new MutationObserver(() => relayout());
+  const themes = new MutationObserver(change);
   const attributeFilter = ["data-theme", "data-jp-theme-light"];
   for (const node of [document.documentElement, document.body]) {
     themes.observe(node, { attributes: true, attributeFilter });
   }
   const media = self.matchMedia("(prefers-color-scheme: dark)");
-  media.addEventListener("change", relayout);
+  media.addEventListener("change", change);
   return () => {
+    clearTimeout(waiting);
     sizes.disconnect();
     themes.disconnect();
-    media.removeEventListener("change", relayout);
+    media.removeEventListener("change", change);
   };
 }
 

@@ -160,12 +160,13 @@ function render({ model, el }) {
   onKey(ring, { ArrowUp: shift(1, 0), ArrowDown: shift(-1, 0), ArrowRight: shift(0, 1), ArrowLeft: shift(0, -1) });
 
   /* -- drawing -- */
-  let frame = 0;
+  let frame = 0, sizes = null; // of the two pictures: to ask for them lays the page out
   function schedule() { // one picture per frame, however many events there were
     frame ||= requestAnimationFrame(() => { frame = 0; update(); });
   }
 
   function update() {
+    sizes ??= [map, curves].map((box) => [box.clientWidth, box.clientHeight]);
     const now = rule(), curvatures = get("curvatures"), start = get("start"), steps = get("num_steps");
     const xs = curvatures.map((a, i) => iterate(now, a, start[i], steps));
     const losses = xs[0].map((x1, t) => (curvatures[0] * x1 ** 2 + curvatures[1] * xs[1][t] ** 2) / 2);
@@ -208,7 +209,7 @@ function render({ model, el }) {
 
   /* The sharp eigenvector points up, the flat one to the right; both with the same scale. */
   function drawMap([a1, a2], start, xs) {
-    const svg = map.firstChild, size = map.clientWidth, middle = size / 2;
+    const svg = map.firstChild, [[size]] = sizes, middle = size / 2;
     const at = scale({ low: -reach, high: reach }, 0, size);
     const curve = (name, x1s, x2s) => draw(svg, "path", { class: name,
       d: path(x1s.length, (t) => at(x2s[t]), (t) => at(-x1s[t])) });
@@ -238,7 +239,7 @@ function render({ model, el }) {
 
   /* The axes are fixed: what moves when η moves is the run. */
   function drawCurves(xs, losses) {
-    const svg = curves.firstChild, width = curves.clientWidth, height = curves.clientHeight;
+    const svg = curves.firstChild, [, [width, height]] = sizes;
     const left = 44, tall = (height - 94) / 2, xAxis = { low: 0, high: losses.length - 1 };
     const distances = xs.map((x) => x.map(Math.abs));
     resize(svg, width, height);
@@ -261,7 +262,7 @@ function render({ model, el }) {
   }
 
   for (const name of WATCHED) model.on(`change:${name}`, schedule);
-  const unwatch = watch(root, schedule);
+  const unwatch = watch(root, () => { sizes = null; schedule(); });
   update();
   return () => {
     for (const name of WATCHED) model.off(`change:${name}`, schedule);

@@ -22,7 +22,7 @@ pytest.importorskip("anywidget")
 from ipywidgets import IntSlider
 
 from eoslib.widgets import StepSizeExplorer
-from tests.browser.widget_page import settle, write_page
+from tests.browser.widget_page import count_layout_questions, settle, write_page
 
 STEP_SIZES = [round(float(lr), 4) for lr in np.geomspace(0.02, 0.5, 13)]
 SPIKE = 700.0  # one step only: the test of "nothing is lost by drawing"
@@ -514,6 +514,16 @@ def test_a_broken_state_says_so(page: Any, tmp_path: Path) -> None:
     note = page.locator(".static-widget-note")
     note.wait_for()
     assert "could not be shown: the page lacks the shared text" in note.inner_text()
+
+
+@browser_test
+def test_dragging_does_not_ask_for_the_layout(shown: Any) -> None:
+    """The browser lays the page out once a frame, not once more for every question."""
+    count_layout_questions(shown)
+    for _ in range(3):
+        slider(shown).press("ArrowRight")
+        settle(shown)
+    assert shown.evaluate("asked") == 0
 
 
 @browser_test

@@ -187,6 +187,36 @@ def test_the_slider_moves_the_line_and_the_run_while_it_runs(shown: Any) -> None
 
 
 @browser_test
+def test_a_frame_draws_before_it_changes_the_page(shown: Any) -> None:
+    """A text on a canvas asks for the layout: after a change the browser has to make it anew."""
+    run_to(shown, 60)
+    shown.evaluate(
+        """() => {
+          Object.assign(self, { texts: 0, late: 0 });
+          const changes = new MutationObserver(() => {}), frame = self.requestAnimationFrame;
+          const everything = { subtree: true, childList: true, characterData: true };
+          changes.observe(document.querySelector(".eos-lab"), { ...everything, attributes: true });
+          self.requestAnimationFrame = (draw) => frame.call(self, (now) => {
+            changes.takeRecords();
+            draw(now);
+          });
+          const { fillText: fill } = CanvasRenderingContext2D.prototype;
+          CanvasRenderingContext2D.prototype.fillText = function (...given) {
+            texts += 1;
+            late += changes.takeRecords().length;
+            fill.apply(this, given);
+          };
+        }"""
+    )
+    for _ in range(4):
+        slider(shown).press("ArrowLeft")
+        settle(shown)
+    run_to(shown, int(facts(shown)["step"]) + 60)
+    assert shown.evaluate("texts") > 100
+    assert shown.evaluate("late") == 0
+
+
+@browser_test
 def test_slider_by_keyboard_and_buttons(shown: Any) -> None:
     slider(shown).press("ArrowRight")
     values = [float(facts(shown)["lr"])]
@@ -1104,12 +1134,12 @@ def test_a_served_page_runs_as_a_file_does(open_page: Callable[..., Any], tmp_pa
         losses = recorded(page)["low"]["loss"][:400]
         again = open_page(allow=(address,))
         visit(again, f"{address}/page.html{now['link']}")
-        reach(again, 400)
+        reach(again, int(now["step"]))
         assert recorded(again)["low"]["loss"][:400] == losses, "bit for bit"
         assert page.problems == again.problems == page.blocked == again.blocked == []
     from_file = open_page()
     visit(from_file, (tmp_path / "page.html").as_uri() + now["link"])
-    reach(from_file, 400)
+    reach(from_file, int(now["step"]))
     assert recorded(from_file)["low"]["loss"][:400] == losses
 
 

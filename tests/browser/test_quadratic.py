@@ -15,7 +15,7 @@ pytest.importorskip("anywidget")
 from eoslib.palette import step_size_color
 from eoslib.widgets.quadratic import EXTENT, LR_RANGE, QuadraticExplorer
 from tests.browser.test_explorer import make_explorer
-from tests.browser.widget_page import settle, write_page
+from tests.browser.widget_page import count_layout_questions, settle, write_page
 
 browser_test = pytest.mark.browser
 
@@ -395,6 +395,46 @@ def test_every_control_has_a_name(shown: Any) -> None:
     for name in ("step size η", "curvature λ₁", "curvature λ₂", "start point"):
         assert f'slider "{name}' in tree
     assert re.search(r"- (button|radio|slider)( \[.*\])?:?$", tree, re.MULTILINE) is None
+
+
+@browser_test
+def test_dragging_does_not_ask_for_the_layout(shown: Any) -> None:
+    """The browser lays the page out once a frame, not once more for every question."""
+    count_layout_questions(shown)
+    for _ in range(3):
+        slider(shown).press("ArrowRight")
+        settle(shown)
+    assert shown.evaluate("asked") == 0
+
+
+@browser_test
+def test_each_widget_takes_a_task_of_its_own(page: Any, tmp_path: Path) -> None:
+    """All that a page holds in one task would be a page that does not answer."""
+    page.add_init_script(
+        """
+        self.order = [];
+        const append = Element.prototype.append, style = getComputedStyle;
+        Element.prototype.append = function (...given) {
+          append.apply(this, given);
+          if (this.className !== "static-widget") return;
+          order.push("made");
+          setTimeout(() => order.push("turn")); // timers come in the order in which they were set
+        };
+        self.getComputedStyle = (...given) => {
+          if (document.documentElement.dataset.theme) {
+            order.push("drawn");
+            queueMicrotask(() => order.push("turn")); // when the task is over
+          }
+          return style(...given);
+        };
+        """
+    )
+    page.goto(write_page(tmp_path / "page.html", *[make_explorer() for _ in range(3)]))
+    settle(page)
+    assert page.evaluate("order") == 3 * ["made", "turn"]
+    page.evaluate("order.length = 0, document.documentElement.dataset.theme = 'dark'")
+    settle(page)
+    assert page.evaluate("order") == 3 * ["drawn", "turn"]
 
 
 @browser_test

@@ -64,8 +64,34 @@ def write_page(path: Path, *widgets: Any, share: bool = False, theme: str | None
 
 
 def settle(page: Any) -> None:
-    """Wait until the page has drawn."""
-    page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
+    """Wait until the page has drawn all its widgets; a new width or theme is one frame late."""
+    page.wait_for_function(
+        """() => [...document.querySelectorAll("script[type$='widget-view+json']")]
+          .every((view) => view.nextElementSibling?.hasChildNodes())"""
+    )
+    frame = "await new Promise(done => requestAnimationFrame(() => setTimeout(done)));"
+    page.evaluate(f"async () => {{ {frame} {frame} }}")
+
+
+def count_layout_questions(page: Any) -> None:
+    """From here on the page counts, as `asked`, what may make the browser lay it out at once."""
+    page.evaluate(
+        """() => {
+          self.asked = 0;
+          for (const name of ["clientWidth", "clientHeight"]) {
+            const { get } = Object.getOwnPropertyDescriptor(Element.prototype, name);
+            Object.defineProperty(Element.prototype, name, {
+              get() { asked += 1; return get.call(this); },
+            });
+          }
+          const style = getComputedStyle, { getBoundingClientRect: box } = Element.prototype;
+          self.getComputedStyle = (...given) => { asked += 1; return style(...given); };
+          Element.prototype.getBoundingClientRect = function () {
+            asked += 1;
+            return box.call(this);
+          };
+        }"""
+    )
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
