@@ -72,6 +72,7 @@ from eoslib.update_rules import (
     RuleWithStepSize,
     StepSizeChanges,
     UpdateRule,
+    is_preconditioned,
 )
 
 __all__ = [
@@ -101,8 +102,8 @@ OPTIMIZERS: dict[str, type[RuleWithStepSize] | None] = {
     "flow": None,
 }
 
-#: The numbers of optimizers beside the step size, and the optimizers that have them.
-AVERAGES = {
+#: The numbers of update rules beside the step size, and the optimizers that have them.
+COEFFICIENTS = {
     "beta": ("polyak", "nesterov"),
     "beta1": ("adam",),
     "beta2": ("rmsprop", "adam"),
@@ -202,7 +203,7 @@ class Experiment:
         flow, fixed = self.optimizer == "flow", OPTIMIZERS[self.optimizer] is not None
         for name, belongs, needed in (
             ("lr", fixed, True),
-            *((name, self.optimizer in of, name == "beta") for name, of in AVERAGES.items()),
+            *((name, self.optimizer in of, name == "beta") for name, of in COEFFICIENTS.items()),
             ("tick", flow, True),
             ("lr_changes", fixed, False),
             ("batch_size", not flow, False),
@@ -212,7 +213,7 @@ class Experiment:
                 raise ValueError(f"{name} has no meaning for the optimizer {self.optimizer!r}")
             if belongs and needed and not given:
                 raise ValueError(f"the optimizer {self.optimizer!r} needs {name}")
-        numbers = ("lr", *AVERAGES, "tick", "accuracy_goal", "loss_goal", "divergence_factor")
+        numbers = ("lr", *COEFFICIENTS, "tick", "accuracy_goal", "loss_goal", "divergence_factor")
         for name in numbers:
             if isinstance(getattr(self, name), int):  # 1 and 1.0 are one setting
                 object.__setattr__(self, name, float(getattr(self, name)))
@@ -226,7 +227,11 @@ class Experiment:
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         if fixed:
-            self.rule()
+            rule: Any = self.rule()
+            rule = rule.rule if isinstance(rule, StepSizeChanges) else rule
+            for name, of in COEFFICIENTS.items():
+                if self.optimizer in of:  # given or not, one experiment
+                    object.__setattr__(self, name, getattr(rule, name))
 
     def __hash__(self) -> int:
         """Equal experiments have equal keys."""
@@ -271,8 +276,9 @@ class Experiment:
         """A name for files: what it is in words, and the key."""
         parts = [self.architecture, self.dataset, self.loss.replace("_", "-"), self.optimizer]
         parts += [] if self.lr is None else [f"lr{self.lr:.6g}"]
-        averages = {name: getattr(self, name) for name in ("beta", "beta1", "beta2")}
-        parts += [f"{name}{value:g}" for name, value in averages.items() if value is not None]
+        parts += [] if self.beta is None else [f"beta{self.beta:g}"]
+        averages = {"beta1": self.beta1, "beta2": self.beta2}
+        parts += [f"{name}-{value:g}" for name, value in averages.items() if value is not None]
         return re.sub(r"[^A-Za-z0-9.+_-]", "-", "_".join(parts)) + f"_{self.key}"
 
     def determining(self) -> dict[str, Any]:
@@ -295,7 +301,7 @@ class Experiment:
         make = OPTIMIZERS[self.optimizer]
         if make is None:
             raise ValueError(f"the optimizer {self.optimizer!r} is no update rule by itself")
-        numbers: dict[str, Any] = {name: getattr(self, name) for name in ("lr", *AVERAGES)}
+        numbers: dict[str, Any] = {name: getattr(self, name) for name in ("lr", *COEFFICIENTS)}
         rule = make(**{name: value for name, value in numbers.items() if value is not None})
         return StepSizeChanges(rule, self.lr_changes) if self.lr_changes else rule
 
@@ -784,13 +790,15 @@ def _without_memory(
     """The record of a run that found no memory: what was measured before, and how it ended."""
     step = 0 if reached is None else reached.outcome.step
     if reached is None:
-        own = {"threshold": math.nan}
+        own, names = {"threshold": math.nan}, ["loss", "sharpness"]
         if experiment.lr is not None:
-            own = experiment.rule().settings | {"threshold": experiment.rule().threshold}
+            rule = experiment.rule()
+            own = rule.settings | {"threshold": rule.threshold}
+            names += ["preconditioned_sharpness"] if is_preconditioned(rule) else []
         nothing = Series(np.empty(0, dtype=np.int64), np.empty(0))
         reached = Run(
             settings=settings | own | {"loss": experiment.loss, "optimizer": experiment.optimizer},
-            series={"loss": nothing, "sharpness": nothing},
+            series=dict.fromkeys(names, nothing),
             outcome=Outcome(OUT_OF_MEMORY, step, reason),
             provenance=dict(hardware_stamp()),
         )
@@ -805,7 +813,7 @@ def _smaller_chunk(experiment: Experiment, chunk_size: int) -> int | None:
     return None if depends or chunk_size == 1 else (chunk_size + 1) // 2
 
 
-_RULE = ("optimizer", "lr", *AVERAGES, "lr_changes")
+_RULE = ("optimizer", "lr", *COEFFICIENTS, "lr_changes")
 
 
 def without_rule(experiment: Experiment) -> dict[str, Any]:

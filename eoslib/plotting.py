@@ -80,11 +80,13 @@ def draw_threshold(
     run: Run,
     color: str,
     *,
-    name: str = "2/η",
+    name: str | None = None,
     tint: bool = False,
     axis: str = "steps",
 ) -> None:
     """Draw the run's stability threshold, dashed, labelled at the right end.
+
+    The label's formula is `name`, or the run's own, such as 2/η or 38/η.
 
     Where the step size changes the line has a step, and the label names the last threshold that is
     in the picture.
@@ -95,6 +97,7 @@ def draw_threshold(
     # Far above any data; the limits are set from the data beforehand.
     shade: dict[str, Any] = {"color": ACCENT["light"], "alpha": 0.06, "linewidth": 0}
     last, top = float(levels[-1]), 1e9
+    name = run.threshold_name if name is None else name
     if changes:
         inside = levels[levels <= ax.get_ylim()[1]]
         last = float(inside[-1]) if len(inside) else last
@@ -148,7 +151,7 @@ def plot_runs(
     lr_range: tuple[float, float] | None = None,
     x_max: float | None = None,
     sharpness_max: float | None = None,
-    threshold_name: str = "2/η",
+    threshold_name: str | None = None,
 ) -> Figure:
     """Loss (log axis) above sharpness with the dashed thresholds, one colour per step size.
 
@@ -164,7 +167,7 @@ def plot_runs(
         x_max: right end of the x axis.
         sharpness_max: upper end of the sharpness axis; default: a little above the largest
             sharpness, that of a run counting up to 1.5 times its threshold.
-        threshold_name: the threshold's formula.
+        threshold_name: the threshold's formula; default: each run's own.
 
     Raises:
         ValueError: no runs, an unknown axis, or runs of adaptive optimizers beside others.

@@ -79,7 +79,8 @@ class Recipe:
         name: for the command line.
         title: what it is, in a line.
         paper: where it is in the paper, as far as we know.
-        claims: the entries of the book's ledger of claims that it feeds.
+        claims: the entries of the book's ledger of claims that it feeds; none if it asks what the
+            paper does not.
         experiments: what to run, all known beforehand.
         by_rule: what to run at the step sizes that follow from the first experiment, a gradient
             flow; its own step size is a place holder.
@@ -714,6 +715,37 @@ def _momentum_numerator(optimizer: str) -> float:
     return {"polyak": 3.8, "nesterov": 3.8 / 2.8}[optimizer]
 
 
+def _adaptive() -> list[Recipe]:
+    """Optimizers that the paper leaves out, on its network and its images."""
+    recipes = []
+    for short, loss, step_sizes in (
+        ("square", "square", (5e-5, 1e-4, 2e-4)),
+        ("cross-entropy", "cross_entropy", (5e-4, 2e-3)),
+    ):
+        recipes.append(
+            Recipe(
+                f"5k-adam-{short}",
+                f"Adam, {short}",
+                "not in the paper: its network and images, the question of Cohen et al. (2022)",
+                (),
+                tuple(
+                    _gd(
+                        600,
+                        lr,
+                        **{**_STANDARD, "loss": loss, "accuracy_goal": None},
+                        optimizer="adam",
+                        sharpness_every=10,
+                        quantities={"accuracy": {"every": 10}},
+                    )
+                    for lr in step_sizes
+                ),
+                _FC,
+                "β₁ = 0.9, β₂ = 0.999. Step sizes and the number of steps chosen by us.",
+            )
+        )
+    return recipes
+
+
 def _other_tasks() -> list[Recipe]:
     """Tasks that are no images."""
     recipes = []
@@ -820,6 +852,7 @@ RECIPES: dict[str, Recipe] = {
         _standard(),
         _sharpening(),
         _methods(),
+        _adaptive(),
         _other_tasks(),
     )
     for recipe in recipes

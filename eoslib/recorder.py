@@ -212,6 +212,7 @@ class Recorder:
         method: Mapping[str, Any],
         *,
         num_runs: int = 1,
+        preconditioned: bool = False,
     ) -> None:
         """Begin a record.
 
@@ -220,14 +221,16 @@ class Recorder:
             given: the caller's settings (data set, architecture, seed, …).
             method: the settings of the method; these win.
             num_runs: how many runs share the computation.
+            preconditioned: whether the method's threshold is for the preconditioned sharpness.
 
         Raises:
             TypeError: the settings hold something that JSON has no place for.
         """
         self._objective, self._num_runs = objective, num_runs
-        # Both exist in every run, even one whose first loss is not finite.
-        self._steps: dict[str, list[int]] = {"loss": [], "sharpness": []}
-        self._values: dict[str, list[Any]] = {"loss": [], "sharpness": []}
+        # They exist in every run, even one whose first loss is not finite.
+        names = ["loss", "sharpness", *(["preconditioned_sharpness"] if preconditioned else [])]
+        self._steps: dict[str, list[int]] = {name: [] for name in names}
+        self._values: dict[str, list[Any]] = {name: [] for name in names}
         self._started = time.perf_counter()
         self._gradients, self._products = objective.num_gradients, objective.num_products
         self._resumed: list[dict[str, Any]] = []

@@ -199,6 +199,11 @@ class Run:
         planned = self.settings.get("lr_changes", [])
         return [(int(begin), float(lr)) for begin, lr in planned if begin < self.outcome.step]
 
+    @property
+    def threshold_name(self) -> str:
+        """The threshold as a formula, ``"2/η"`` for gradient descent, ``"38/η"`` for Adam."""
+        return f"{self.threshold * self.lr:.3g}/η"
+
     def thresholds(self, steps: ArrayLike) -> NDArray[np.float64]:
         """The threshold at each of the steps, ``(m,)``; inversely proportional to the step size."""
         at = np.asarray(steps)
@@ -217,9 +222,25 @@ class Run:
         return time
 
     @property
-    def crossing(self) -> int | None:
-        """The first measured step with `curvature` ≥ threshold, or ``None``."""
+    def _told_ratio(self) -> Series:
+        """`sharpness_ratio`, of an adaptive optimizer from where it is first below its line.
+
+        Before, the preconditioner is one of the first few gradients, and the threshold, which is
+        for averages that have settled, says nothing of the steps.
+        """
         ratio = self.sharpness_ratio
+        below = np.flatnonzero(ratio.values < 1)
+        if not self.is_preconditioned or not len(below):
+            return ratio
+        return ratio.since(int(ratio.steps[below[0]]))
+
+    @property
+    def crossing(self) -> int | None:
+        """The first measured step with `curvature` ≥ threshold, or ``None``.
+
+        With an adaptive optimizer, the first after it was below: its first steps do not count.
+        """
+        ratio = self._told_ratio
         above = np.flatnonzero(ratio.values >= 1)
         return int(ratio.steps[above[0]]) if len(above) else None
 
@@ -237,7 +258,7 @@ class Run:
                 f"followed for {until:g} units of time: sharpness {self.sharpness.values[-1]:.3g}"
             )
         name = "preconditioned sharpness" if self.is_preconditioned else "sharpness"
-        ratio, crossing = self.sharpness_ratio, self.crossing
+        ratio, crossing = self._told_ratio, self.crossing
         if crossing is None:
             line = self.thresholds(ratio.steps)[-1]
             now = f"{name} {self.curvature.values[-1]:.3g}"

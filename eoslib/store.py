@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from eoslib.experiment import AVERAGES, Experiment, run_path, run_together, without_rule
+from eoslib.experiment import COEFFICIENTS, Experiment, run_path, run_together, without_rule
 from eoslib.numerics import device_name
 from eoslib.recipes import RATES, RECIPES, Recipe, get_recipe
 from eoslib.recorder import every
@@ -365,7 +365,7 @@ def _contradictions(run: Run, path: Path) -> list[str]:
         found.append(f"it is not finished: {run.outcome.status}")
     if missing := {"eoslib", "torch", "date", "device", "seconds"} - run.provenance.keys():
         found.append(f"its provenance lacks {', '.join(sorted(missing))}")
-    names = ("optimizer", "lr", *AVERAGES, "num_steps", "loss", "seed", "architecture", "tick")
+    names = ("optimizer", "lr", *COEFFICIENTS, "num_steps", "loss", "seed", "architecture", "tick")
     for name in names:
         asked = getattr(experiment, name)
         if asked is not None and name in run.settings and run.settings[name] != asked:

@@ -151,8 +151,8 @@ def train(
             name, a measurement's shape changes, or the checkpoint is another training's.
         TypeError: the settings hold something that JSON has no place for.
 
-    Cost: one gradient a step plus the measurements; with mini-batches of b of n examples, b/n of a
-    gradient a step.
+    Cost: one gradient a step plus the measurements, which with an adaptive rule are twice as many;
+    with mini-batches of b of n examples, b/n of a gradient a step.
     """
     (run,) = train_together(
         objective,
@@ -219,7 +219,10 @@ def train_together(
     own = ["loss", "sharpness", "eigenvalues", "preconditioned_sharpness"]
     names = [m.name for m in measurements]
     if len({*own, *names}) != len(own) + len(names):
-        raise ValueError(f"measurement names must be unique and new, got {names}")
+        raise ValueError(
+            f"measurement names must be unique and new, got {names}; {', '.join(own)} are the "
+            "training's own"
+        )
     start = starting_point(objective, theta)
     given = dict(settings or {})
     if batches is not None:
@@ -228,7 +231,13 @@ def train_together(
         _Progress(
             rule,
             start.clone(),
-            Recorder(objective, given, _method(rule, num_steps), num_runs=len(rules)),
+            Recorder(
+                objective,
+                given,
+                _method(rule, num_steps),
+                num_runs=len(rules),
+                preconditioned=is_preconditioned(rule),
+            ),
         )
         for rule in rules
     ]
@@ -281,8 +290,14 @@ def _check_rules(rules: object) -> None:
     for rule in rules:
         wanted = ("name", "lr", "settings", "threshold", "init", "step")
         if isinstance(rule, type) or not all(hasattr(rule, name) for name in wanted):
-            known = {"polyak": "Polyak(0.01, 0.9)", "nesterov": "Nesterov(0.01, 0.9)"}
-            example = known.get(str(rule).lower(), "GradientDescent(0.01)")
+            known = {
+                "polyak": "Polyak(0.01, 0.9)",
+                "nesterov": "Nesterov(0.01, 0.9)",
+                "adam": "Adam(0.001)",
+                "rmsprop": "RMSProp(0.001)",
+            }
+            name = rule.__name__ if isinstance(rule, type) else str(rule)
+            example = known.get(name.lower(), "GradientDescent(0.01)")
             raise ValueError(
                 f"expected an update rule, which knows its step size, got {shown(rule)}; for "
                 f"instance {example}"
@@ -442,7 +457,7 @@ class _Loop:
                     progress.record.add("sharpness", step, row[0])
                     if self.tracker.max_k > 1:
                         progress.record.add("eigenvalues", step, row)
-                if self.preconditioned is not None:
+                if any(is_preconditioned(progress.rule) for progress in active):
                     self._measure_preconditioned(step, active, points, gradients, of_tracker)
             return active, _unstacked(gradients, 1)
         return [], []
@@ -460,10 +475,14 @@ class _Loop:
             preconditioner_of(progress.rule, gradient, progress.state)
             for progress, gradient in zip(active, _unstacked(gradients, 1), strict=True)
         ]
-        found = self.preconditioned(points, hessian, preconditioner=_stacked(diagonals))
-        for progress, row in zip(active, _unstacked(found, 1), strict=True):
+        # A run that is about to diverge may have no preconditioner any more.
+        good = [bool(((d > 0) & torch.isfinite(d)).all()) for d in diagonals]
+        usable = [d if ok else torch.ones_like(d) for d, ok in zip(diagonals, good, strict=True)]
+        found = self.preconditioned(points, hessian, preconditioner=_stacked(usable))
+        for progress, row, ok in zip(active, _unstacked(found, 1), good, strict=True):
             if is_preconditioned(progress.rule):
-                progress.record.add("preconditioned_sharpness", step, row[0])
+                value = row[0] if ok else np.nan
+                progress.record.add("preconditioned_sharpness", step, value)
 
     def _not_diverged(
         self, step: int, active: list[_Progress], losses: Tensor | None, gradients: Tensor

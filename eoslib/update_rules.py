@@ -55,7 +55,10 @@ class NoStepError(ValueError):
 
 
 class UpdateRule(Protocol):
-    """What the training loop needs of an optimizer."""
+    """What the training loop needs of an optimizer.
+
+    One that has a method ``preconditioner`` too is taken for `Preconditioned`.
+    """
 
     @property
     def name(self) -> str:
@@ -100,16 +103,26 @@ def is_preconditioned(rule: UpdateRule) -> bool:
 
 
 def preconditioner_of(rule: UpdateRule, gradient: Tensor, state: Any) -> Tensor:
-    """The diagonal that the rule's step from here divides by; ones where it divides by nothing."""
+    """The diagonal that the rule's step from here divides by; ones where it divides by nothing.
+
+    Raises:
+        ValueError: a rule's ``preconditioner`` gave something else.
+    """
     if isinstance(rule, StepSizeChanges):
         rule, (_, state) = rule.rule, state
-    if isinstance(rule, Preconditioned):
-        return rule.preconditioner(gradient, state)
-    return torch.ones_like(gradient)
+    if not isinstance(rule, Preconditioned):
+        return torch.ones_like(gradient)
+    diagonal: object = rule.preconditioner(gradient, state)
+    if not isinstance(diagonal, Tensor) or diagonal.shape != gradient.shape:
+        raise ValueError(
+            f"the preconditioner of {rule.name!r} must give a diagonal of the gradient's shape "
+            f"{tuple(gradient.shape)}, got {shown(diagonal)}"
+        )
+    return diagonal
 
 
-def checked_step_size(lr: float) -> float:
-    """Return the step size as a float.
+def checked_step_size(lr: float, guess: str = "1/sharpness at the initial point") -> float:
+    """Return the step size as a float; ``guess`` is what an error recommends.
 
     Raises:
         ValueError: it is not a finite number above zero, or beyond float32.
@@ -117,8 +130,7 @@ def checked_step_size(lr: float) -> float:
     value = a_number("the step size", lr)
     if not math.isfinite(value) or value <= 0:
         raise ValueError(
-            f"the step size must be finite and above 0, got {lr!r}; "
-            "a good first guess is 1/sharpness at the initial point"
+            f"the step size must be finite and above 0, got {lr!r}; a good first guess is {guess}"
         )
     if value > 3.4e38:
         raise ValueError(f"the step size must be a number that float32 has, got {lr!r}")
@@ -255,7 +267,7 @@ class _Adaptive:
 
     def __post_init__(self) -> None:
         """Refuse numbers that are no step size, no average's and no epsilon."""
-        object.__setattr__(self, "lr", checked_step_size(self.lr))
+        object.__setattr__(self, "lr", checked_step_size(self.lr, "0.001"))
         for name in (*self._averages, "epsilon"):
             object.__setattr__(self, name, a_number(name, getattr(self, name)))
         for name in self._averages:

@@ -76,10 +76,17 @@ def test_of_adaptive_optimizers_what_the_threshold_is_for_is_shown() -> None:
     curved = Series([0, 10], [1.5, 2.5])
     runs = [make_run(lr, preconditioned_sharpness=curved) for lr in (0.1, 0.2)]
     widget = StepSizeExplorer(runs, title="test", threshold_label="38/η")
+    assert widget.threshold_label == "38/η"
     assert widget.curvature_label == "preconditioned sharpness"
     _, values = unpack(widget, widget.meta["runs"][0]["sharpness"])
     np.testing.assert_allclose(values, [1.5, 2.5])
     assert explorer(0.1).curvature_label == "sharpness"
+    assert explorer(0.1).threshold_label == "2/η"
+    for run in runs:
+        run.settings["threshold"] = 38 / run.lr
+    assert StepSizeExplorer(runs, title="test").threshold_label == "38/η"
+    runs[0].settings["threshold"] = 6 / runs[0].lr
+    assert StepSizeExplorer(runs, title="test").threshold_label == "threshold"
     with pytest.raises(ValueError, match="give each kind an explorer of its own"):
         StepSizeExplorer([*runs, make_run(0.4)], title="test")
 

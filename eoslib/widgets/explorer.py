@@ -59,7 +59,8 @@ class StepSizeExplorer(anywidget.AnyWidget):
             often as it likes, and returns what it has when `report` returns True. For several
             groups it is `train(group, lr, report) -> Run`.
         lr_range: smallest and largest step size the slider offers (by default: those of the runs).
-        threshold_label: the stability threshold as a formula, as the plots name it.
+        threshold_label: the stability threshold as a formula, as the plots name it. Default: the
+            runs' own, such as 2/η, or "threshold" if they differ.
         sharpness_scale: scale of the sharpness axis. "auto" is linear unless the thresholds are so
             far apart that the lowest would lie on the floor of the plot.
         group_label: what the groups are, in a word: the label of their list.
@@ -110,7 +111,7 @@ class StepSizeExplorer(anywidget.AnyWidget):
         start: float | None = None,
         train: Train | TrainInGroup | None = None,
         lr_range: tuple[float, float] | None = None,
-        threshold_label: str = "2/η",
+        threshold_label: str | None = None,
         sharpness_scale: Literal["auto", "linear", "log"] = "auto",
         group_label: str = "network",
     ) -> None:
@@ -145,7 +146,9 @@ class StepSizeExplorer(anywidget.AnyWidget):
         super().__init__(
             title=title,
             loss_label=loss_label,
-            threshold_label=threshold_label,
+            threshold_label=_threshold_label(self.runs)
+            if threshold_label is None
+            else threshold_label,
             curvature_label=_curvature_label(self.runs),
             sharpness_scale=sharpness_scale,
             group_label=group_label,
@@ -303,6 +306,12 @@ def _with_one_step_size(runs: Sequence[Run]) -> Sequence[Run]:
                 f"the explorer shows runs of one step size each, got {what}; draw it with run.plot"
             )
     return runs
+
+
+def _threshold_label(runs: Sequence[Run]) -> str:
+    """The thresholds of all these runs as one formula, if there is one."""
+    names = {run.threshold_name for run in runs}
+    return names.pop() if len(names) == 1 else "threshold"
 
 
 def _curvature_label(runs: Sequence[Run]) -> str:

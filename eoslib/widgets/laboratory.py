@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eoslib.architectures import build_for
 from eoslib.data import load_dataset
-from eoslib.experiment import AVERAGES, Experiment
+from eoslib.experiment import COEFFICIENTS, Experiment
 from eoslib.palette import ACCENT, INK, step_size_color
 from eoslib.plotting import book_style
 from eoslib.runs import Outcome, Run, Series
@@ -418,7 +418,7 @@ def _of_method(run: Run) -> dict[str, Any]:
     own |= (
         {"stepSize": run.lr, "changes": settings.get("lr_changes", [])} if "lr" in settings else {}
     )
-    return own | {name: settings[name] for name in AVERAGES if name in settings}
+    return own | {name: settings[name] for name in COEFFICIENTS if name in settings}
 
 
 def _of_experiment(experiment: Experiment) -> tuple[dict[str, Any], NDArray[np.float64]]:
