@@ -293,8 +293,10 @@ def _in_a_line(recipe: Recipe, store: Path | None) -> str:
 
 
 def _in_full(recipe: Recipe, store: Path | None) -> str:
-    lines = [f"{recipe.name}: {recipe.title}", f"  in the paper: {recipe.paper}"]
-    lines.append(f"  claims: {', '.join(recipe.claims)}")
+    where = f"in the paper: {recipe.paper}" if recipe.claims else recipe.paper
+    lines = [f"{recipe.name}: {recipe.title}", f"  {where}"]
+    if recipe.claims:
+        lines.append(f"  claims: {', '.join(recipe.claims)}")
     names = ("one CPU core", "a GPU")
     for name, (words, measured) in zip(names, _times(recipe, store), strict=True):
         lines.append(f"  on {name}: {words} ({'measured' if measured else 'estimate'})")
