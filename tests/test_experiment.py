@@ -171,7 +171,11 @@ def test_an_experiment_is_the_training_written_by_hand(tmp_path):
 def test_adaptive_optimizers_have_their_numbers_or_the_rules_own(tmp_path):
     adam = small(optimizer="adam", beta1=0.5, epsilon=1, lr=0.01)
     assert adam.rule() == Adam(0.01, 0.5, epsilon=1)
-    assert "_adam_lr0.01_beta10.5_" in adam.name
+    assert "_adam_lr0.01_beta1-0.5_beta2-0.999_" in adam.name
+    assert small(optimizer="adam", beta2=0.999).key == small(optimizer="adam").key
+    assert small(optimizer="adam", beta2=0.99).key != small(optimizer="adam").key
+    changing = small(optimizer="adam", beta1=0.5, lr_changes=[(3, 0.2)])
+    assert (changing.beta1, changing.beta2) == (0.5, 0.999)
     assert small(optimizer="rmsprop", lr=0.01).rule() == RMSProp(0.01)
     run = run_experiment(adam, tmp_path, device="cpu")
     assert_same_record(run, train(objective(), Adam(0.01, 0.5, epsilon=1), num_steps=40))

@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex
 
 from eoslib.palette import step_size_color
 from eoslib.plotting import plot_runs
+from eoslib.runs import Series
 from tests.test_runs import make_run
 
 mpl.use("Agg")
@@ -87,6 +88,19 @@ def test_style_is_put_back():
     before = dict(mpl.rcParams)
     plot_runs([make_run()])
     assert dict(mpl.rcParams) == before
+
+
+def test_of_an_adaptive_optimizer_the_preconditioned_sharpness_is_drawn_with_its_own_line():
+    run = make_run([0.3, 0.5, 1.0], lr=0.1)
+    run.settings["threshold"] = 380.0
+    steps = run["sharpness"].steps
+    run.series["preconditioned_sharpness"] = Series(steps, [100.0, 200.0, 390.0])
+    (_, bottom) = plot_runs([run]).axes
+    np.testing.assert_array_equal(bottom.lines[0].get_ydata(), [100, 200, 390])
+    assert bottom.get_ylabel() == "preconditioned\nsharpness"
+    assert [text.get_text() for text in bottom.texts] == ["38/η = 380"]
+    with pytest.raises(ValueError, match="draw them in a figure of their own"):
+        plot_runs([run, make_run()])
 
 
 def test_wrong_arguments():

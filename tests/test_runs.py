@@ -197,8 +197,23 @@ def test_an_adaptive_optimizers_threshold_is_for_the_preconditioned_sharpness():
         np.testing.assert_allclose(run.sharpness_ratio.values, ratios)
         np.testing.assert_allclose(run.sharpness.values, 2)
         assert run.describe() == words
-    run.series["preconditioned_sharpness"] = Series(steps, [np.nan, 30.0, 10.0])
-    assert run.crossing == 10
+    run.series["preconditioned_sharpness"] = Series(steps, [np.nan, 10.0, 30.0])
+    assert run.crossing == 20
+    assert run.threshold_name == "2/η"
+
+
+def test_the_first_steps_of_an_adaptive_optimizer_are_no_crossing():
+    """Its preconditioner knows one gradient then."""
+    for ratios, words, crossing in (
+        ([15.0, 0.1, 0.2, 0.3, 0.5], "sharpening: preconditioned sharpness 10, thresh", None),
+        ([15.0, 0.1, 0.5, 0.9, 1.1, 1.0], "at the edge since step 40", 40),
+        ([15.0, 2.0, 1.5], "started above the edge, above it at the end: precond", 0),
+    ):
+        run = make_run(ratios)
+        run.series["preconditioned_sharpness"] = run.series["sharpness"]
+        assert run.describe().startswith(words)
+        assert run.crossing == crossing
+        np.testing.assert_allclose(run.sharpness_ratio.values, ratios)
 
 
 def test_a_change_of_the_step_size_moves_the_threshold():

@@ -254,9 +254,13 @@ def test_step_sizes_that_are_none(lr):
 def test_wrong_arguments_of_train():
     with pytest.raises(ValueError, match="num_steps must be a positive"):
         train(small(), GradientDescent(0.1), num_steps=0)
-    clash = [Measurement("loss", lambda theta: 0.0, every(1))]
-    with pytest.raises(ValueError, match="measurement names must be unique"):
-        train(small(), GradientDescent(0.1), num_steps=1, measurements=clash)
+    for name in ("loss", "preconditioned_sharpness"):
+        clash = [Measurement(name, lambda theta: 0.0, every(1))]
+        with pytest.raises(ValueError, match=r"measurement names must be unique.*training's own"):
+            train(small(), GradientDescent(0.1), num_steps=1, measurements=clash)
+    for rule in ("adam", torch.optim.Adam):
+        with pytest.raises(ValueError, match=r"for instance Adam\(0\.001\)"):
+            train(small(), rule, num_steps=1)
     with pytest.raises(ValueError, match="expected theta of shape"):
         train(small(), GradientDescent(0.1), num_steps=1, theta=torch.zeros(3))
 
@@ -289,7 +293,7 @@ def fit(loss="square", seed=1):
 ADAPTIVE = (Adam(0.002, 0.5, 0.9), RMSProp(0.001), StepSizeChanges(Adam(0.01), [(4, 0.001)]))
 
 
-@pytest.mark.parametrize("rule", ADAPTIVE, ids=repr)
+@pytest.mark.parametrize("rule", ADAPTIVE, ids=["adam", "rmsprop", "changes"])
 @pytest.mark.parametrize("batches", [None, Minibatches(5)])
 def test_the_preconditioned_sharpness_is_that_of_the_step_to_come(rule, batches):
     """Against a dense Hessian and the D that turns the (averaged) gradient into the step."""
@@ -338,6 +342,53 @@ def test_adaptive_rules_beside_others_in_one_computation():
             np.testing.assert_array_equal(run[name].steps, series.steps)
             np.testing.assert_allclose(run[name].values, series.values, rtol=2e-3)
     assert ["preconditioned_sharpness" in run.series for run in runs] == [False, *[True] * 4]
+
+
+class _NotFinite(RMSProp):
+    """From its second step on it has lost its averages."""
+
+    def preconditioner(self, gradient, state):
+        scale = super().preconditioner(gradient, state)
+        return scale * (torch.nan if bool(state.any()) else 1.0)
+
+
+def test_a_preconditioner_that_is_not_finite_ends_its_own_run_only():
+    objective = fit()
+    rules = [GradientDescent(0.1), _NotFinite(0.001), Adam(0.001)]
+    runs = train_together(objective, rules, num_steps=6, sharpness_schedule=every(1))
+    assert [run.outcome.status for run in runs] == ["completed", "diverged", "completed"]
+    assert np.isnan(runs[1]["preconditioned_sharpness"].values[1])
+    assert np.isfinite(runs[2]["preconditioned_sharpness"].values).all()
+
+
+def test_a_scale_of_zero_is_no_error_but_a_missing_measurement():
+    model = build("fc-relu", 64, 10, widths=(8,), seed=1)
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.shape == (8,))[0] = -1e3  # a unit that is dead
+    objective = Objective.from_dataset(model, digits(50), dtype="float32")
+    for epsilon, status in ((1e-60, "diverged"), (1e-8, "completed")):  # 0/0, as in PyTorch
+        rule = RMSProp(0.001, epsilon=epsilon)
+        run = train(objective, rule, num_steps=3, sharpness_schedule=every(1))
+        assert run.outcome.status == status
+        missing = np.isnan(run["preconditioned_sharpness"].values)
+        assert missing.all() == missing.any() == (status == "diverged")
+
+
+def test_an_adaptive_run_knows_its_kind_before_it_is_measured():
+    run = train(fit(), Adam(0.001), num_steps=2, sharpness_schedule=at_steps([]))
+    assert run.is_preconditioned
+    assert run.describe() == "completed at step 2"
+    assert "preconditioned_sharpness" not in train(fit(), GradientDescent(0.1), num_steps=1).series
+
+
+def test_nothing_is_measured_for_adaptive_rules_that_have_ended():
+    objective = fit()
+    options = {"num_steps": 30, "sharpness_schedule": every(1)}
+    plain = train_together(objective, [GradientDescent(0.1)] * 2, **options)
+    mixed = train_together(objective, [GradientDescent(0.1), Adam(1e6)], **options)
+    assert mixed[1].outcome.status == "diverged"
+    products = [runs[0].provenance["num_products"] for runs in (plain, mixed)]
+    assert products[1] < 1.5 * products[0]
 
 
 def test_the_preconditioned_sharpness_is_of_the_objective_that_is_measured():

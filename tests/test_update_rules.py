@@ -126,7 +126,10 @@ def test_thresholds_of_adaptive_rules():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Adam(0), "step size must be finite and above 0"),
+        (
+            lambda: Adam(0),
+            "step size must be finite and above 0, got 0; a good first guess is 0.001",
+        ),
         (lambda: RMSProp(float("inf")), "step size must be finite and above 0"),
         (lambda: Adam(0.1, beta1=1), r"beta1 must lie in \[0, 1\), got 1.0"),
         (lambda: Adam(0.1, beta2=-0.1), r"beta2 must lie in \[0, 1\), got -0.1"),
@@ -139,6 +142,19 @@ def test_thresholds_of_adaptive_rules():
 def test_numbers_that_no_adaptive_rule_has(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("wrong", [None, 1.0, torch.ones(()), torch.ones(3)], ids=repr)
+def test_a_preconditioner_that_is_no_diagonal_is_named(wrong):
+    class Own(GradientDescent):
+        name = "own"
+
+        def preconditioner(self, gradient, state):
+            return wrong
+
+    gradient = torch.ones(2)
+    with pytest.raises(ValueError, match=r"preconditioner of 'own' must give .* shape \(2,\), got"):
+        preconditioner_of(Own(0.1), gradient, None)
 
 
 def test_what_has_a_preconditioner():
