@@ -22,7 +22,7 @@ pytest.importorskip("anywidget")
 from ipywidgets import IntSlider
 
 from eoslib.widgets import StepSizeExplorer
-from tests.browser.widget_page import count_layout_questions, settle, write_page
+from tests.browser.widget_page import layout_questions, settle, write_page
 
 STEP_SIZES = [round(float(lr), 4) for lr in np.geomspace(0.02, 0.5, 13)]
 SPIKE = 700.0  # one step only: the test of "nothing is lost by drawing"
@@ -519,11 +519,7 @@ def test_a_broken_state_says_so(page: Any, tmp_path: Path) -> None:
 @browser_test
 def test_dragging_does_not_ask_for_the_layout(shown: Any) -> None:
     """The browser lays the page out once a frame, not once more for every question."""
-    count_layout_questions(shown)
-    for _ in range(3):
-        slider(shown).press("ArrowRight")
-        settle(shown)
-    assert shown.evaluate("asked") == 0
+    assert layout_questions(shown, slider(shown)) == 0
 
 
 @browser_test

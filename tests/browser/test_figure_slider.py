@@ -20,7 +20,7 @@ from eoslib.palette import ACCENT, INK, MUTED, step_size_color
 pytest.importorskip("anywidget")
 
 from eoslib.widgets import FigureSlider, Frame, Line, Mark, Panel, Slider
-from tests.browser.widget_page import count_layout_questions, settle, write_page
+from tests.browser.widget_page import layout_questions, settle, write_page
 
 pytestmark = pytest.mark.browser
 
@@ -553,11 +553,7 @@ def test_texts_are_text_not_markup(page: Any, tmp_path: Path) -> None:
 
 def test_dragging_does_not_ask_for_the_layout(shown: Any) -> None:
     """The browser lays the page out once a frame, not once more for every question."""
-    count_layout_questions(shown)
-    for _ in range(3):
-        slider(shown).press("ArrowRight")
-        settle(shown)
-    assert shown.evaluate("asked") == 0
+    assert layout_questions(shown, slider(shown)) == 0
 
 
 def test_dragging_stays_cheap(shown: Any) -> None:

@@ -15,7 +15,7 @@ pytest.importorskip("anywidget")
 from eoslib.palette import step_size_color
 from eoslib.widgets.quadratic import EXTENT, LR_RANGE, QuadraticExplorer
 from tests.browser.test_explorer import make_explorer
-from tests.browser.widget_page import count_layout_questions, settle, write_page
+from tests.browser.widget_page import layout_questions, settle, write_page
 
 browser_test = pytest.mark.browser
 
@@ -400,11 +400,7 @@ def test_every_control_has_a_name(shown: Any) -> None:
 @browser_test
 def test_dragging_does_not_ask_for_the_layout(shown: Any) -> None:
     """The browser lays the page out once a frame, not once more for every question."""
-    count_layout_questions(shown)
-    for _ in range(3):
-        slider(shown).press("ArrowRight")
-        settle(shown)
-    assert shown.evaluate("asked") == 0
+    assert layout_questions(shown, slider(shown)) == 0
 
 
 @browser_test

@@ -73,8 +73,8 @@ def settle(page: Any) -> None:
     page.evaluate(f"async () => {{ {frame} {frame} }}")
 
 
-def count_layout_questions(page: Any) -> None:
-    """From here on the page counts, as `asked`, what may make the browser lay it out at once."""
+def layout_questions(page: Any, slider: Any) -> int:
+    """How often a drag of the slider asks what may make the browser lay the page out at once."""
     page.evaluate(
         """() => {
           self.asked = 0;
@@ -92,6 +92,10 @@ def count_layout_questions(page: Any) -> None:
           };
         }"""
     )
+    for _ in range(3):
+        slider.press("ArrowRight")
+        settle(page)
+    return int(page.evaluate("asked"))
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
