@@ -395,7 +395,7 @@ class FunctionalModel:
         except RuntimeError as error:
             if lacks_memory(error):
                 raise
-            first = str(error).partition("\n")[0]
+            first = str(error).partition("\n")[0].rstrip(".")
             raise ValueError(
                 f"the model cannot be differentiated twice: {first}. {self._replacement()}"
             ) from error

@@ -107,6 +107,7 @@ function initialize({ model }) {
 
 /* The curvature that an adaptive optimizer feels is another quantity than the sharpness. */
 const isAdaptive = ({ optimizer }) => ["adam", "rmsprop"].includes(optimizer);
+const curvatureOf = (settings) => (isAdaptive(settings) ? "preconditioned sharpness" : "sharpness");
 
 const say = (element, text) => { if (element.textContent !== text) element.textContent = text; };
 const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
@@ -612,7 +613,7 @@ function render({ model, el }) {
   }
 
   function axesOn(context, { left, right, top, bottom, x, y, xs, ys }, heading, xLabel) {
-    label(context, heading, left - 42, top - 9, { style: paint.ink, halo: false });
+    label(context, heading, 4, top - 9, { style: paint.ink, halo: false });
     for (const [value, text] of ys) {
       stroke(context, paint.grid, [[[left, y(value)], [right, y(value)]]], { width: 1 });
       label(context, text, left - 6, y(value) + 4, { align: "right", halo: false });
@@ -681,7 +682,7 @@ function render({ model, el }) {
   function drawMain() {
     const canvas = $(".eos-main canvas"), tall = compact ? 118 : paint.width < 600 ? 150 : 190;
     const { context, width } = surface(canvas, 2 * tall + 100);
-    const left = 46, right = width - 14, limit = threshold(stepSize);
+    const left = isAdaptive(base) ? 58 : 46, right = width - 14, limit = threshold(stepSize); // five digits, or three
     const runs = [...ghosts, snap], range = ranges(runs, limit), x = scale(range.x, left, right);
     const panel = (name, top) => ({ left, right, top, bottom: top + tall, x, y: scale(range[name], top + tall, top),
       xs: tickLabels(range.x, (right - left) / 80), ys: tickLabels(range[name], 5) });
@@ -706,7 +707,7 @@ function render({ model, el }) {
     const loss = base.task === "quadratic" ? "loss (½ Σ aᵢθᵢ²)"
       : `train loss (${base.loss === "square" ? "½ mean squared error" : "cross-entropy"})`;
     axesOn(context, upper, `${loss}, log scale`);
-    axesOn(context, lower, isAdaptive(base) ? "preconditioned sharpness" : "sharpness",
+    axesOn(context, lower, curvatureOf(base),
       axis === "steps" ? "step" : usesStep() ? "time = sum of step sizes" : "time");
     clip(upper, () => {
       for (const ghost of ghosts) curve(context, upper, ghost, "loss", faint(ghost));
@@ -778,7 +779,7 @@ function render({ model, el }) {
     const first = b * width, last = Math.min(first + width, steps) - 1;
     return [
       b < 0 ? `step ${thousands(steps - 1)}` : `step ${thousands(first)}${last > first ? ` to ${thousands(last)}` : ""}`,
-      `loss ${value("loss")}`, `sharpness ${value("eigenvalue1")}`,
+      `loss ${value("loss")}`, `${curvatureOf(base)} ${value("eigenvalue1")}`,
       ...(limit > 0 && limit < Infinity && Number.isFinite(ratio) ? [`${ratio.toFixed(2)} × threshold`] : []),
     ].join(" · ");
   }
@@ -875,7 +876,7 @@ function render({ model, el }) {
     dots(context, points.slice(-MAGNIFIED), (snap.record.first + (usable.slice(-MAGNIFIED)[0] ?? 0)) % 2);
     frameOf(context, width, height, names);
     return { figure: $(".eos-phase"), text: PHASE, spoken: `phase portrait of the last ${RECENT} steps: displacement along the top `
-      + `eigenvector up to ${number(widest)}, sharpness ${number(ratio(usable.at(-1) ?? 0))}${flow ? "" : " of the threshold"}` };
+      + `eigenvector up to ${number(widest)}, ${curvatureOf(base)} ${number(ratio(usable.at(-1) ?? 0))}${flow ? "" : " of the threshold"}` };
   }
 
   function drawFit() {
@@ -995,7 +996,7 @@ function render({ model, el }) {
     }
     Object.assign(root.dataset, { step: record.steps - 1, state: snap.state, sharpness: record.recent.eigenvalue1.at(-1), threshold: limit });
     if (!visible) return;
-    main.setAttribute("aria-label", `train loss and sharpness, ${words}`);
+    main.setAttribute("aria-label", `train loss and ${curvatureOf(base)}, ${words}`);
     remember();
     const code = $(".eos-lines pre"); // while a run goes on it is left alone, so that it can be read
     if ($(".eos-lines").open && (!running || !code.textContent)) code.textContent = lines();

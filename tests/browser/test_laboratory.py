@@ -794,6 +794,18 @@ def test_the_lines_for_mini_batches_run(
 
 
 @browser_test
+def test_an_adaptive_optimizers_curvature_has_its_own_name(shown: Any) -> None:
+    run_to(shown, 20)
+    assert "· sharpness " in shown.locator(".eos-numbers").inner_text()
+    choose(shown, "adam")
+    reach(shown, 0)
+    run_to(shown, 20)
+    assert "· preconditioned sharpness " in shown.locator(".eos-numbers").inner_text()
+    spoken = str(shown.locator(".eos-main").get_attribute("aria-label"))
+    assert spoken.startswith("train loss and preconditioned sharpness")
+
+
+@browser_test
 def test_lines_that_the_library_has_not(shown: Any) -> None:
     choose(shown, "quadratic")
     reach(shown, 0)

@@ -43,10 +43,13 @@ STICKING_OUT = """() => [...document.querySelectorAll("article *")]
   .filter((element) => element.getBoundingClientRect().right > window.innerWidth + 1)
   .slice(0, 8).map((element) => `${element.tagName}.${element.getAttribute("class")}`)"""
 
-# Equations that do not show whole.
-CUT_OFF = """() => [...document.querySelectorAll("article div.math mjx-container")]
-  .filter((equation) => equation.scrollWidth > equation.clientWidth + 1)
-  .map((equation) => equation.closest("div.math").id || equation.textContent.slice(0, 60))"""
+# Equations that do not show whole; those within the text are wider than it.
+CUT_OFF = """() => [
+  ...[...document.querySelectorAll("article div.math mjx-container")]
+    .filter((equation) => equation.scrollWidth > equation.clientWidth + 1),
+  ...[...document.querySelectorAll("article span.math")]
+    .filter((equation) => equation.scrollWidth > equation.clientWidth + 1),
+].map((equation) => equation.closest("div.math")?.id || equation.textContent.slice(0, 60))"""
 
 
 # The colour of a picture's first pixel. (Chromium lets no page read pictures that it opened as
