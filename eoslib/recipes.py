@@ -43,7 +43,7 @@ RATES = {"cpu": 3e10, "gpu": 1e13}
 _OVERHEAD = {"cpu": 3e-4, "gpu": 5e-4}
 #: Products that a measurement of one eigenvalue takes: at the edge, and along a flow. Both are what
 #: the stored runs took in the median.
-_PRODUCTS, _FLOW_PRODUCTS = 14, 4
+_PRODUCTS, _FLOW_PRODUCTS = 13, 4
 #: The sharpness along a flow, an assumption of the estimates.
 _FLOW_SHARPNESS = 300.0
 #: Gradients that one measurement of a quantity takes, at its default options: assumptions as well.
@@ -119,10 +119,11 @@ class Recipe:
     ) -> float:
         """How long it takes on a ``"cpu"`` core or a ``"gpu"``, roughly.
 
-        This counts two operations for a multiply-add, three forward passes for a gradient,
-        two gradients for a product and 14 products for a measured eigenvalue (4 along a flow); runs
-        computed together are counted one by one, and a step with mini-batches counts as a full
-        gradient. Gradient flow is taken to have a sharpness of 300. Expect the order of magnitude.
+        This counts two operations for a multiply-add, three forward passes for a gradient, two
+        gradients for a product and 13 products for a measured eigenvalue (4 along a flow), of which
+        an adaptive rule has one more; runs computed together are counted one by one, and a step
+        with mini-batches counts as a full gradient. Gradient flow is taken to have a sharpness of
+        300. Expect the order of magnitude.
 
         Args:
             kind: of the device.
@@ -149,7 +150,8 @@ def _training_gradients(experiment: Experiment) -> float:
     if experiment.tick is not None:
         steps = experiment.num_steps * max(1.0, experiment.tick * _FLOW_SHARPNESS)
         return 4 * steps + 2 * _FLOW_PRODUCTS * eigenvalues * experiment.num_steps
-    products = 2 * _PRODUCTS * eigenvalues / experiment.sharpness_every
+    measured = eigenvalues + (experiment.beta2 is not None)  # the preconditioned sharpness too
+    products = 2 * _PRODUCTS * measured / experiment.sharpness_every
     return experiment.num_steps * (1 + products)
 
 

@@ -118,15 +118,18 @@ def test_the_estimate_of_the_time():
     # by hand: 40,000 gradients, 14 products every 25th step, of two gradients each, and an
     # accuracy, a third of a gradient
     gradient = 6 * 656_400 * 5_000 / 3e10
-    expected = (40_000 * (1 + 28 / 25) + 1_600 / 3) * gradient
+    expected = (40_000 * (1 + 26 / 25) + 1_600 / 3) * gradient
     assert recipe.estimated_seconds("cpu") == pytest.approx(expected)
     assert recipe.estimated_seconds("gpu") == pytest.approx(expected * 3e10 / 1e13)
     twice = replace(recipe, experiments=recipe.experiments * 2)
     assert twice.estimated_seconds("cpu") == pytest.approx(2 * expected)
     # four gradients a step of 1/300, four products a tick, and five runs that follow
     flow = get_recipe("chebyshev-3")
-    overhead = 4_000 * (4 * 75 + 8) + 5 * 10_000 * (1 + 28 / 5)
+    overhead = 4_000 * (4 * 75 + 8) + 5 * 10_000 * (1 + 26 / 5)
     assert flow.estimated_seconds("cpu") == pytest.approx(3e-4 * overhead)
+    adaptive = get_recipe("5k-adam-square")  # two eigenvalues are measured, one of D⁻¹H
+    expected_of_adam = 3 * (600 * (1 + 52 / 10) + 60 / 3) * gradient
+    assert adaptive.estimated_seconds("cpu") == pytest.approx(expected_of_adam)
     parts = [(recipe.experiments[0], 0.25)]
     assert recipe.estimated_seconds("cpu", parts) == pytest.approx(expected / 4)
 
