@@ -64,7 +64,7 @@ def facts(page: Any, which: int = 0) -> dict[str, Any]:
 
 def reach(page: Any, step: int, which: int = 0) -> None:
     page.wait_for_function(
-        """([k, step]) => Number(document.querySelectorAll(".eos-lab")[k].dataset.step ?? -1)
+        """([k, step]) => Number(document.querySelectorAll(".eos-lab")[k]?.dataset.step ?? -1)
           >= step""",
         arg=[which, step],
         timeout=60_000,

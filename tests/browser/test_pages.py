@@ -47,8 +47,9 @@ STICKING_OUT = """() => [...document.querySelectorAll("article *")]
 CUT_OFF = """() => [
   ...[...document.querySelectorAll("article div.math mjx-container")]
     .filter((equation) => equation.scrollWidth > equation.clientWidth + 1),
-  ...[...document.querySelectorAll("article span.math")]
-    .filter((equation) => equation.scrollWidth > equation.clientWidth + 1),
+  ...[...document.querySelectorAll("article span.math mjx-container")].filter((equation) =>
+    equation.getBoundingClientRect().right
+      > equation.closest("p, li, td, th, dd, div").getBoundingClientRect().right + 1),
 ].map((equation) => equation.closest("div.math")?.id || equation.textContent.slice(0, 60))"""
 
 
