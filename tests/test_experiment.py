@@ -396,6 +396,14 @@ def test_ghost_batches_are_not_made_smaller():
     assert module._smaller_chunk(small(batch_norm="full_batch"), 12) is None
 
 
+def test_a_run_without_memory_for_its_first_step_knows_its_kind(tmp_path, monkeypatch):
+    short_of_memory(monkeypatch, 0, ERRORS[0])
+    for optimizer, adaptive in (("adam", True), ("gd", False)):
+        run = run_experiment(small(chunk_size=1, optimizer=optimizer), tmp_path)
+        assert run.outcome.status == OUT_OF_MEMORY
+        assert run.is_preconditioned == adaptive
+
+
 def test_a_batch_without_memory_runs_one_after_another(tmp_path, monkeypatch):
     short_of_memory(monkeypatch, 99, ERRORS[0], runs=1)
     runs = run_together([small(), small(lr=0.2)], tmp_path)

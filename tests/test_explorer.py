@@ -224,6 +224,15 @@ def test_training_adds_and_selects_the_run() -> None:
     assert not widget.is_training
 
 
+def test_a_training_of_another_kind_is_not_mixed_in() -> None:
+    curved = Series([0, 10], [1.5, 2.5])
+    widget = live(lambda lr, report: make_run(lr, preconditioned_sharpness=curved))
+    assert widget.train_at(0.3)
+    assert widget.wait(10)
+    assert "an explorer of its own" in str(widget.last_error)
+    assert [run.lr for run in widget.runs] == [0.1, 1.0]
+
+
 def test_training_in_a_group_goes_to_that_group() -> None:
     asked, shown = [], []
 

@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -265,13 +266,15 @@ def hand_over(
     state: str = "training",
     first: float = 0.2,
     changes: tuple[list[float], ...] = (),
+    **settings: Any,
 ) -> Laboratory:
     """A laboratory to which the page has handed a run with the channels loss and eigenvalue1."""
     final, initial = np.arange(3.0), np.ones(3)
     laboratory = Laboratory()
     rows = [final, initial, low, high, 10 * low, 10 * high]
     result = {
-        "settings": {"task": "chebyshev", "seed": 0, "stepSize": first, "changes": list(changes)},
+        "settings": {"task": "chebyshev", "seed": 0, "stepSize": first, "changes": list(changes)}
+        | settings,
         "state": state,
         "message": "the loss was 1e9" if state == "diverged" else "",
         "steps": every_ * len(low) - 1,
@@ -453,6 +456,16 @@ def test_a_run_of_the_page_comes_back_to_a_page():
     assert laboratory.settings == own
     assert np.frombuffer(laboratory.initial_point, "<f8").tolist() == [1, 1, 1]
     np.testing.assert_array_equal(shadow_of(laboratory)["loss"], [low, high])
+    np.testing.assert_array_equal(shadow_of(laboratory)["eigenvalue1"], [10 * low, 10 * high])
+
+
+def test_what_adam_is_measured_by_has_its_own_name():
+    low, high = np.array([3.0, 1.0]), np.array([5.0, 1.0])
+    handed = hand_over(4, low, high, optimizer="adam", beta1=0.9)
+    assert handed.run is not None
+    assert "sharpness" not in handed.run.series
+    np.testing.assert_array_equal(handed.run.preconditioned_sharpness.values, [40, 10])
+    laboratory = Laboratory.from_run(handed.run)
     np.testing.assert_array_equal(shadow_of(laboratory)["eigenvalue1"], [10 * low, 10 * high])
 
 

@@ -98,6 +98,8 @@ def test_of_an_adaptive_optimizer_the_preconditioned_sharpness_is_drawn_with_its
     (_, bottom) = plot_runs([run]).axes
     np.testing.assert_array_equal(bottom.lines[0].get_ydata(), [100, 200, 390])
     assert bottom.get_ylabel() == "preconditioned\nsharpness"
+    run.series["eigenvalues"] = Series(steps, np.ones((3, 2)))  # of H: they do not belong here
+    assert len(plot_runs([run]).axes[1].lines) == len(bottom.lines)
     assert [text.get_text() for text in bottom.texts] == ["38/η = 380"]
     with pytest.raises(ValueError, match="draw them in a figure of their own"):
         plot_runs([run, make_run()])

@@ -311,6 +311,8 @@ def test_the_preconditioned_sharpness_is_that_of_the_step_to_come(rule, batches)
     gradients = None if batches is None else batches.epochs(objective.num_examples)
     mean, beta1 = 0.0, getattr(inner, "beta1", 0.0)
     assert run.preconditioned_sharpness.steps.tolist() == list(range(10))
+    if batches is None:  # both measurements share the step's graph
+        assert run.provenance["num_gradients"] == 10
     for step, (here, after) in enumerate(itertools.pairwise(points)):
         gradient = (
             objective.gradient(here)
@@ -328,12 +330,20 @@ def test_the_preconditioned_sharpness_is_that_of_the_step_to_come(rule, batches)
     assert "preconditioned_sharpness" not in train(fit(), GradientDescent(0.1), num_steps=1).series
 
 
-def test_adaptive_rules_beside_others_in_one_computation():
-    """One diverges, so that the rows of the others move up."""
-    objective = fit()
+def test_adaptive_rules_beside_others_in_one_computation(monkeypatch):
+    """One diverges, so that the rows of the others move up, in both trackers."""
+    objective, kept = fit(), []
+    keep_runs = SharpnessTracker.keep_runs
+    monkeypatch.setattr(
+        SharpnessTracker,
+        "keep_runs",
+        lambda tracker, runs: [keep_runs(tracker, runs), kept.append((id(tracker), runs))],
+    )
     rules = [GradientDescent(0.1), Adam(1e6), *ADAPTIVE]
     runs = train_together(objective, rules, num_steps=30, sharpness_schedule=every(3))
     assert runs[1].outcome.status == "diverged"
+    assert [runs for _, runs in kept[:2]] == [[0, 2, 3, 4]] * 2
+    assert len({tracker for tracker, _ in kept[:2]}) == 2
     for rule, run in zip(rules, runs, strict=True):
         alone = train(objective, rule, num_steps=30, sharpness_schedule=every(3))
         assert run.series.keys() == alone.series.keys()
