@@ -376,6 +376,7 @@ export function makeRunner({ model, id, symbol, verbs, trait, complaint, hint, c
       const running = now === "running";
       box.classList.toggle("eos-running", running);
       stop.disabled = !running || text === "stopping…";
+      go.disabled = running; // with the message, not with the next picture
       if (running && steps) bar.value = step / steps; else bar.removeAttribute("value");
       count.textContent = running && steps ? `${thousands(step)} / ${thousands(steps)} steps` : "";
       if (running ? text : now !== "idle") say(text, now === "failed");
