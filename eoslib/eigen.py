@@ -14,14 +14,26 @@ vectors: several random ones, for several eigenvalues, or the eigenvectors of th
 step, which is the warm start.
 
 **What convergence means.** For a symmetric H some eigenvalue lies within ‖r‖ of θ. The error is
-much smaller: if X holds the first c Ritz vectors, R their residuals, and μ bounds the eigenvalues
-of H on the complement of X, then
+much smaller: if X holds the first c Ritz vectors, R their residuals r_j, and μ bounds the
+eigenvalues of H on the complement of X, then
 
 .. math:: 0 \le \lambda_i - \theta_i \le \frac{\|R\|_F^2}{\theta_i - \mu}, \qquad i \le c
 
-(Kato and Temple's inequality for a cluster; Parlett 1998, §10.5). What is not known is μ. We put
-the next Ritz value θ_{c+1} in its place, or an earlier measurement's if that is larger, take the
-best c, and ask for a quarter of the accuracy wanted.
+(Kato and Temple's inequality for a cluster; Parlett 1998, §10.5). The spare vectors of a warm start
+have large residuals, which here weigh as much as the i-th one's own. They reach λ_i only by way of
+the complement: λ_i is an eigenvalue of XᵀHX + Rᵀ(λ_i − C)⁻¹R, with C for H on the complement, so
+that with :math:`\rho = \sum_{i<j\le c} \|r_j\|^2 / (\theta_i - \mu)`, the most by which the
+residuals of the others can raise them,
+
+.. math:: \lambda_i - \theta_i \le \frac{\|r_i\|^2}{\theta_i - \mu}
+          \Big/ \Big(1 - \frac{\rho}{\theta_i - \theta_{i+1}}\Big),
+          \qquad \rho < \theta_i - \theta_{i+1}
+
+(for i > 1 to leading order in the residuals of those before it). What is not known is μ. In the
+first bound we put the next Ritz value θ_{c+1} in its place, or an earlier measurement's if that is
+larger; in the second we add the first bound with i = c, because the eigenvalues of X and μ together
+are at most the c + 1 largest of H (Ky Fan). We take the smaller bound, the best c, and ask for a
+quarter of the accuracy wanted.
 
 A small residual does not say that the pair found is the *leading* one: a start vector without any
 component along the leading eigenvector cannot see it. A random start has one; a warm start may lose
@@ -33,7 +45,8 @@ eigenvector that the start lacks has a value above κ + ‖E‖. The start sampl
 Ex_i = Hx_i − λ_i x_i. Where κ + max_i ‖Ex_i‖ reaches the Ritz value sought, the search stops as
 `EigenStatus.LOST`, however small its residuals are: it would find *an* eigenvalue, but maybe not
 the leading one. (A maximum over a few x_i may fall short of ‖E‖; along training at the edge of
-stability it was at least as large as the change of any of the six leading eigenvalues.)
+stability it was at least as large as the change of any of the six leading eigenvalues.) What has
+been computed is kept: the result holds the images, and the next search may begin with them.
 
 **Several operators at once.** An operator that stands for R matrices is solved in lockstep: every
 array has a leading dimension R, each matrix takes the same decisions as it would alone, and a
@@ -81,6 +94,9 @@ _SAFETY = 4.0
 #: hundred, an eigenvalue 1e5 times smaller than one of the other sign was wrong in its own sign.)
 _ROUNDING = 10
 
+#: In place of infinity, where infinities would cancel.
+_HUGE = np.finfo(np.float64).max
+
 #: Where a pass of Gram and Schmidt leaves this share of a vector's length, one pass is enough.
 _ENOUGH = 0.7
 
@@ -126,6 +142,7 @@ class EigenResult:
         subspace: ``(P, j)``, k ≤ j ≤ k + 3: the leading Ritz vectors with up to three to spare,
             from which to start a solve for a nearby operator. The spare ones are approximate.
         subspace_values: ``(j,)``, their Ritz values.
+        images: ``(P, j)``, H times the subspace, where the search was ``LOST``; else ``None``.
     """
 
     values: Tensor
@@ -136,6 +153,7 @@ class EigenResult:
     status: EigenStatus
     subspace: Tensor
     subspace_values: Tensor
+    images: Tensor | None = None
 
     def eigenvalue(self, index: int = 0, *, allow_unconverged: bool = False) -> float:
         """The eigenvalue of that index as a number.
@@ -160,10 +178,13 @@ class Start:
         vectors: ``(P, j)``, finite and not zero.
         known: ``(m,)`` eigenvalues of a nearby operator, leading first: stand-ins for μ. The first
             j belong to the vectors, and the next one is κ; see the module's docstring.
+        images: ``(P, i)``: of the first i vectors, orthonormal ones, the products with this
+            operator if they have been computed already.
     """
 
     vectors: Tensor
     known: Tensor
+    images: Tensor | None = None
 
 
 def lanczos(
@@ -218,7 +239,7 @@ def lanczos(
     if operator.num_runs is not None:
         raise ValueError("the operator stands for several matrices; use lanczos_together")
     with plain_modes():
-        search = _Search(operator, k, which, rtol, accuracy, max_products, max_basis, seed)
+        search = _Search(operator, k, which, rtol, accuracy, None, max_products, max_basis, seed)
         return search.run([_as_start(start, operator)], callback)[0]
 
 
@@ -230,11 +251,16 @@ def lanczos_together(
     starts: Sequence[Tensor | Start | None] | None = None,
     rtol: float = 1e-4,
     accuracy: float | None = None,
+    spare_rtol: float | None = None,
     max_products: int | None = None,
     max_basis: int | None = None,
     seed: int = 0,
 ) -> list[EigenResult]:
     """`lanczos` for R operators at once, one result each; ``starts`` holds one start for each.
+
+    With ``spare_rtol`` the next pair's residual norm must come down to spare_rtol × |θ_k| too. From
+    random vectors a search may settle in a pair before it sees the leading one; it seldom settles
+    in two.
 
     Cost: as many products, R at a time, as the slowest of them needs.
     """
@@ -247,7 +273,9 @@ def lanczos_together(
         raise ValueError(f"expected {operator.num_runs} starts, got {len(starts)}")
     given = starts or [None] * operator.num_runs
     with plain_modes():
-        search = _Search(operator, k, which, rtol, accuracy, max_products, max_basis, seed)
+        search = _Search(
+            operator, k, which, rtol, accuracy, spare_rtol, max_products, max_basis, seed
+        )
         return search.run([_as_start(start, operator) for start in given], None)
 
 
@@ -265,6 +293,7 @@ class _Search:
         which: str,
         rtol: float,
         accuracy: float | None,
+        spare_rtol: float | None,
         max_products: int | None,
         max_basis: int | None,
         seed: int,
@@ -280,7 +309,9 @@ class _Search:
         self.limit = (
             20 * k + 200 if max_products is None else a_whole_number("max_products", max_products)
         )
-        self.operator, self.k, self.rtol, self.accuracy = operator, k, rtol, accuracy
+        self.operator, self.k, self.accuracy = operator, k, accuracy
+        spare = [] if spare_rtol is None else [_tolerance("spare_rtol", spare_rtol)]
+        self.tolerances = np.array(([rtol] * k + spare)[:size])
         # Leading means largest for −sign × the smallest: everything below works on sign × H.
         self.sign = 1.0 if which == "largest_algebraic" else -1.0
         self.num_runs = operator.num_runs or 1
@@ -321,24 +352,28 @@ class _Search:
             self._settle(~finite, EigenStatus.NOT_FINITE)
             if self._all_settled():
                 return self._settled()
-            if self.products < min(fewest, self.limit, self.capacity):
+            if self.products < min(fewest, self.limit) and self.filled < self.capacity:
                 candidate = queue[:, self.products]
                 continue
             values, coefficients = self._ritz_pairs()
             found = min(self.k + 2, self.filled)
+            judged = min(len(self.tolerances), found)
+            which = np.minimum(np.arange(judged), self.k - 1)
             residuals, norms = self._residuals(values, coefficients, found)
             scale = np.maximum(scale, np.abs(values).max(axis=1))
             floor = _ROUNDING * torch.finfo(self.operator.dtype).eps * scale[:, None]
             errors = self._error_estimates(values, norms, known)
-            asked = np.abs(values[:, : self.k])
-            closed = norms[:, : self.k] <= np.maximum(self.rtol * asked, floor)
+            # A spare pair is held against the last one asked for: its own value may be near zero.
+            against = np.abs(values[:, which])
+            closed = norms[:, :judged] <= np.maximum(self.tolerances[:judged] * against, floor)
             if self.accuracy is not None:
-                closed |= errors * _SAFETY <= self.accuracy * asked
+                asked = np.abs(values[:, : self.k])
+                closed[:, : self.k] |= errors * _SAFETY <= self.accuracy * asked
             # A start is used whole before its matrix may converge: its vectors were put there to
             # keep an eigenvalue from being missed.
             ready = self.products >= lengths
             lost = self._lost(values, known, lengths)
-            complete = found >= self.k
+            complete = found >= len(self.tolerances)
             done = ready & closed.all(axis=1) if complete else np.zeros(self.num_runs, bool)
             last = np.full(self.num_runs, self.products >= self.limit)
             spent = np.full(self.num_runs, self.filled == self.operator.size)
@@ -356,7 +391,19 @@ class _Search:
                 self._restart(coefficients[:, :, : max(self.k + 2, self.capacity // 3)])
 
     def _queue(self, starts: list[Start | None]) -> tuple[Tensor, _Array, _Array]:
-        """Start vectors ``(R, j, P)``, how many of them are real, and known eigenvalues."""
+        """Start vectors ``(R, j, P)``, how many of them are real, and known eigenvalues.
+
+        Vectors whose images are given are the first of the basis, and not among them.
+        """
+        given = [None if start is None else start.images for start in starts]
+        ready = min(0 if images is None else images.shape[1] for images in given)
+        for start, images, rows, products in zip(
+            starts, given, self.rows, self.images, strict=True
+        ):
+            if ready and start is not None and images is not None:
+                rows[:ready], products[:ready] = start.vectors.T[:ready], images.T[:ready]
+        for _ in range(ready):
+            self._project()
         blocks, known = [], []
         for start in starts:
             if start is None:
@@ -364,9 +411,10 @@ class _Search:
                 blocks.append(torch.stack(draws))
                 known.append(np.empty(0))
             else:
-                blocks.append(start.vectors.T)
+                blocks.append(start.vectors.T[ready:])
                 known.append(self.sign * start.known.double().cpu().numpy())
-        lengths = np.array([min(len(block), self.capacity) for block in blocks])
+        room = self.capacity - self.filled
+        lengths = np.array([min(len(block), room) for block in blocks])
         queue = self.rows.new_empty(len(blocks), int(lengths.max()), self.operator.size)
         table = np.full((len(blocks), max(len(values) for values in known)), -np.inf)
         for index, (block, values) in enumerate(zip(blocks, known, strict=True)):
@@ -410,9 +458,13 @@ class _Search:
         shaped = rows if self.operator.num_runs is not None else rows[0]
         images = self.operator.matvec(shaped).view_as(rows)
         self.products += 1
+        self.rows[:, self.filled], self.images[:, self.filled] = rows, images
+        return self._project()
+
+    def _project(self) -> _Flags:
+        """Take the next row and its image in use; False where they are not finite."""
         m = self.filled
-        self.rows[:, m], self.images[:, m] = rows, images
-        column: _Array = inner_products(self.rows[:, : m + 1], images).cpu().numpy()
+        column: _Array = inner_products(self.rows[:, : m + 1], self.images[:, m]).cpu().numpy()
         finite: _Flags = np.isfinite(column.sum(axis=1))
         column[~finite] = 0
         self.projected[:, m, : m + 1] = self.projected[:, : m + 1, m] = column
@@ -478,7 +530,7 @@ class _Search:
         return residuals, norms.cpu().numpy()
 
     def _error_estimates(self, values: _Array, norms: _Array, known: _Array) -> _Array:
-        """Kato and Temple's bound for each of the k leading values, with the best c; see above."""
+        """The smaller of the two bounds for each of the k leading values, with the best c."""
         tried = norms.shape[1]
         mu = np.full((self.num_runs, tried), -np.inf)
         mu[:, : values.shape[1] - 1] = values[:, 1 : tried + 1]
@@ -486,12 +538,19 @@ class _Search:
         if width > 0:
             mu[:, :width] = np.maximum(mu[:, :width], known[:, 1 : width + 1])
         asked = min(self.k, values.shape[1])
-        # bound[run, i, c]: of the i-th value, from the first c + 1 residuals
-        gaps = values[:, :asked, None] - mu[:, None, :]
-        squares = np.cumsum(norms**2, axis=1)[:, None, :]
-        usable = (gaps > 0) & (gaps < np.inf) & (np.arange(tried) >= np.arange(asked)[:, None])
-        bounds = np.where(usable, squares / np.where(usable, gaps, 1), np.inf)
-        best: _Array = bounds.min(axis=2)
+        squares = norms**2
+        sums = np.cumsum(squares, axis=1)
+        # [run, i, c]: of the i-th value, from the first c + 1 residuals
+        theta = values[:, :asked, None]
+        usable = np.arange(tried) >= np.arange(asked)[:, None]
+        cluster = _ratio(sums[:, None], np.where(usable, theta - mu[:, None], 0))
+        raised = _ratio(sums, values[:, :tried] - mu)
+        gaps = np.where(usable, theta - (raised + np.maximum(mu, -_HUGE))[:, None], 0)
+        rho = _ratio(np.where(usable, sums[:, None] - sums[:, :asked, None], 0), gaps)
+        apart = np.ones((self.num_runs, asked, 1))
+        apart[:, : values.shape[1] - 1, 0] = -np.diff(values)[:, :asked]
+        alone = _ratio(_ratio(squares[:, :asked, None], gaps), 1 - _ratio(rho, apart))
+        best: _Array = np.minimum(cluster, alone).min(axis=2)
         return best
 
     def _lost(self, values: _Array, known: _Array, lengths: _Array) -> _Flags:
@@ -547,6 +606,8 @@ class _Search:
         kept = np.ascontiguousarray(coefficients[run, :, : k + _SPARE].T)
         leading = torch.from_numpy(kept).to(rows)
         subspace = leading @ rows[run, : leading.shape[1]]
+        lost = status is EigenStatus.LOST
+        images = (leading @ self.images[run, : leading.shape[1]]).T if lost else None
         return EigenResult(
             values=_padded(torch.from_numpy(self.sign * values[run, :k]), k),
             vectors=_padded(subspace[:k], k).T,
@@ -556,6 +617,7 @@ class _Search:
             status=status,
             subspace=subspace.T,
             subspace_values=torch.from_numpy(self.sign * values[run, : k + _SPARE]),
+            images=images,
         )
 
     def _all_settled(self) -> bool:
@@ -695,6 +757,13 @@ def scipy_eigsh(
         subspace=columns,
         subspace_values=found,
     )
+
+
+def _ratio(above: _Array, below: _Array) -> _Array:
+    """Above / below, and infinite where below is not positive, or infinite itself."""
+    usable = (below > 0) & (below < np.inf)
+    quotient: _Array = np.where(usable, above / np.where(usable, below, 1), np.inf)
+    return quotient
 
 
 def _tolerance(name: str, value: float) -> float:

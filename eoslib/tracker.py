@@ -16,22 +16,23 @@ vectors more than it reports, so that when the next eigenvalue overtakes, it is 
 the two measurements that are remembered, each tells the other what it lacks: a direction in which
 the other one found as large a curvature. (Without this, in a cluster of four eigenvalues of the
 digits' Hessian, every second measurement followed the second one, up to one percent too low, while
-those between them knew the first.) And a second search starts from random vectors alone, because
-what came up from further below is invisible to a start without any component along it: every so
-many measurements, and whenever the Hessian has changed so much that something from below may have
-come up (`EigenStatus.LOST`).
+those between them knew the first.) And a search is made thorough, because what came up from further
+below is invisible to a start without any component along it: every so many measurements, and
+whenever the Hessian has changed so much that something from below may have come up
+(`EigenStatus.LOST`). A thorough search has random vectors in its start too, and ends by residuals,
+those of a spare pair among them.
 
 What slips through: where a symmetry splits the Hessian into blocks exactly, no product leads from
 one block to another, and the top eigenvalue may pass to a block that the start does not touch. Then
-it is found at the next search from random vectors, up to ``cold_every`` measurements late. (An odd
+it is found at the next thorough search, up to ``cold_every`` measurements late. (An odd
 target, zero biases: on T₃ the biases are such a block, and the sharpness was a tenth too low for a
-thousand steps.) With ``cold_every=1`` nothing can hide, at some four times the products.
+thousand steps.) With ``cold_every=1`` nothing can hide, at less than twice the products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +51,10 @@ __all__ = ["SharpnessTracker"]
 #: A second spare Ritz vector is carried while its value is at least this share of the last reported
 #: one's: clusters of eigenvalues near the edge exchange places from one measurement to the next.
 _CLUSTER = 0.9
+
+#: How far the spare pair of a thorough search must have converged. (Along 22 runs beyond their edge
+#: 0.1 was wrong twice as often, and 0.01 no less often.)
+_SPARE_RTOL = 0.03
 
 #: What the other measurement found is taken over where its value is at least this share, and this
 #: much of its length is missing.
@@ -195,15 +200,10 @@ class SharpnessTracker:
             None if memory is None else self._start(memory, memories)
             for memory, memories in zip(near, self._memories, strict=True)
         ]
-        due = self._count % self._cold_every == 0
-        cold = [due or memory is None for memory in near]
-        if any(cold):
-            found = self._search_from_random(operator)
-            starts = [
-                _joined(start, result) if needed else start
-                for start, result, needed in zip(starts, found, cold, strict=True)
-            ]
-        results = self._search(operator, starts, accuracy=self._rtol, rtol=1e-4)
+        if self._count % self._cold_every == 0 or any(start is None for start in starts):
+            results = self._search_thoroughly(operator, starts)
+        else:
+            results = self._search(operator, starts, accuracy=self._rtol)
         lost = [run for run, result in enumerate(results) if result.status is EigenStatus.LOST]
         if lost:
             # At the largest step sizes this is the rule. The other runs have what they need, so
@@ -214,7 +214,9 @@ class SharpnessTracker:
                 part = self.objective.hessian(theta[lost])
                 if preconditioner is not None:
                     part = part.preconditioned(preconditioner[lost])
-            for run, result in zip(lost, self._search_from_random(part), strict=True):
+            found = [results[run] for run in lost]
+            again = [Start(one.subspace, torch.empty(0), one.images) for one in found]
+            for run, result in zip(lost, self._search_thoroughly(part, again), strict=True):
                 starts[run], results[run] = None, result
             self.num_products += part.num_products if apart else 0
         for run, (point, start, result) in enumerate(zip(points, starts, results, strict=True)):
@@ -283,8 +285,9 @@ class SharpnessTracker:
         operator: SymmetricOperator,
         starts: Sequence[Start | None],
         *,
-        accuracy: float | None,
-        rtol: float,
+        rtol: float = 1e-4,
+        accuracy: float | None = None,
+        spare_rtol: float | None = None,
     ) -> list[EigenResult]:
         return lanczos_together(
             _as_several(operator),
@@ -292,30 +295,40 @@ class SharpnessTracker:
             starts=starts,
             rtol=rtol,
             accuracy=accuracy,
+            spare_rtol=spare_rtol,
             max_products=self._max_products,
         )
 
-    def _search_from_random(self, operator: SymmetricOperator) -> list[EigenResult]:
-        """Search from random vectors alone.
+    def _search_thoroughly(
+        self, operator: SymmetricOperator, starts: Sequence[Start | None]
+    ) -> list[EigenResult]:
+        """Search from random vectors as well, or from them alone.
 
-        It stops by the residual, which bounds the error, because an unlucky draw may converge to
-        the second pair before it sees the first. (Along 15 runs far above their edge a residual of
+        It stops by residuals, which bound the error, because an unlucky draw may converge to the
+        second pair before it sees the first. (Along 15 runs far above their edge a residual of
         1e-3 was as safe as 1e-4, for 13 % fewer products; 1e-2 was not.)
         """
-        size = (operator.size, min(self.k + 1, operator.size))
         # Seeded by the measurement, so that a run draws the same whichever others it runs beside.
         generator = torch.Generator().manual_seed(self._seed + self._count)
+        size = (operator.size, min(self.k + 1, operator.size))
         draw = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
-        random = Start(draw.to(operator.device, operator.dtype), torch.empty(0))
-        starts = [random] * (operator.num_runs or 1)
+        random = draw.to(operator.device, operator.dtype)
+        joined = [
+            Start(random, torch.empty(0))
+            if start is None
+            else replace(start, vectors=torch.cat([start.vectors, random[:, : self.k]], dim=1))
+            for start in starts
+        ]
         residual = min(max(self._rtol, 1e-4), 1e-3)
-        return self._search(operator, starts, accuracy=None, rtol=residual)
+        return self._search(operator, joined, rtol=residual, spare_rtol=_SPARE_RTOL)
 
     def _start(self, memory: _Memory, memories: Sequence[_Memory]) -> Start:
         """Where to begin: at a memory, and with what the other one knows that it lacks."""
         vectors, known = memory.vectors, memory.known
         for other in memories:
             if other is not memory:
+                # What it knows of the eigenvalues beyond those asked for bounds them here as well.
+                known = _larger(known, other.known, beyond=self.k)
                 count = min(self.k, other.vectors.shape[1])
                 large = other.known[:count] > _AS_LARGE * known[self.k - 1]
                 theirs = other.vectors[:, :count][:, large.to(vectors.device)]
@@ -337,15 +350,19 @@ class SharpnessTracker:
             carried += 1
         if start is not None:
             # A Ritz value of a vector that was not in the start may be far below the eigenvalue.
-            new, older = start.vectors.shape[1], start.known
-            both = max(len(known), len(older))
-            found, before = (
-                torch.nn.functional.pad(values, (0, both - len(values)), value=-torch.inf)
-                for values in (known, older)
-            )
-            known = torch.cat([found[:new], torch.maximum(found, before)[new:]])
+            known = _larger(known, start.known, beyond=start.vectors.shape[1])
         memory = _Memory(point.clone(), result.subspace[:, :carried], known)
         self._memories[run] = [*self._memories[run][-1:], memory]
+
+
+def _larger(values: Tensor, others: Tensor, *, beyond: int) -> Tensor:
+    """Of two lists the first, with the larger value in every place from ``beyond`` on."""
+    both = max(len(values), len(others))
+    mine, theirs = (
+        torch.nn.functional.pad(one, (0, both - len(one)), value=-torch.inf)
+        for one in (values, others)
+    )
+    return torch.cat([mine[:beyond], torch.maximum(mine, theirs)[beyond:]])
 
 
 def _outside(vectors: Tensor, others: Tensor, least: float) -> Tensor:
@@ -359,17 +376,6 @@ def _outside(vectors: Tensor, others: Tensor, least: float) -> Tensor:
     norms = torch.linalg.vector_norm(left, dim=0)
     kept: Tensor = (left / norms)[:, norms > least]
     return kept
-
-
-def _joined(start: Start | None, found: EigenResult) -> Start | None:
-    """A start joined with what a search from random vectors has found.
-
-    The larger of the two answers is right; joined, the next search returns it.
-    """
-    if found.status is EigenStatus.NOT_FINITE:
-        return start
-    vectors = [found.subspace] if start is None else [found.subspace, start.vectors]
-    return Start(torch.cat(vectors, dim=1), found.subspace_values)
 
 
 def _nearest(memories: list[_Memory], point: Tensor) -> _Memory | None:

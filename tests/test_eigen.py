@@ -242,6 +242,82 @@ def test_a_direction_outside_of_the_start_counts_against_the_last_eigenvalue_ask
     assert lanczos(operator, 1, start=start, accuracy=1e-3).status is EigenStatus.CONVERGED
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_an_error_is_not_larger_than_its_estimate_where_the_spectrum_is_known(seed):
+    # A start as training leaves it: a good leading vector, and spare ones that are rough.
+    generator = torch.Generator().manual_seed(seed)
+    leading = torch.tensor([5.0, 4.7, 4.4, 4.0], dtype=DOUBLE)
+    bulk = torch.rand(56, generator=generator, dtype=DOUBLE).sort(descending=True).values
+    eigenvalues = torch.cat([leading, bulk])
+    operator, basis = with_spectrum(eigenvalues)
+    rough = torch.tensor([0.02, 0.1, 0.15], dtype=DOUBLE)
+    noise = torch.randn(60, 3, generator=generator, dtype=DOUBLE) / 60**0.5
+    for k in (1, 2):
+        start = Start(basis[:, :3] + rough * noise, eigenvalues)
+        found = lanczos(operator, k, start=start, accuracy=1e-12, max_products=3)
+        errors = leading[:k] - found.values
+        assert (errors > 1e-6).all()
+        assert (errors <= found.error_estimates).all()
+        # With all residuals in one sum it would be four times as large, and more.
+        assert found.error_estimates[0] < 25 * errors[0]
+
+
+def test_what_a_lost_search_has_computed_is_not_computed_again():
+    eigenvalues = torch.cat([torch.tensor([5.0, 4.5, 2.0]), torch.linspace(0, 1, 57)]).double()
+    operator, basis = with_spectrum(eigenvalues)
+    angle = torch.tensor(1.2, dtype=DOUBLE)
+    turned = angle.cos() * basis[:, :2] + angle.sin() * basis[:, 40:42]
+    lost = lanczos(operator, start=Start(turned, eigenvalues[:3]), accuracy=1e-3)
+    assert lost.status is EigenStatus.LOST
+    assert lost.images is not None
+    assert torch.allclose(lost.images, operator.matmat(lost.subspace), atol=1e-12)
+
+    both, seen = torch.cat([lost.subspace, basis[:, 5:6]], dim=1), []
+
+    def matvec(row):
+        seen.append(row)
+        return operator.matvec(row)
+
+    watched = SymmetricOperator(matvec, 60, dtype=DOUBLE)
+    found = lanczos(watched, start=Start(both, torch.empty(0), lost.images), rtol=1e-6)
+    assert found.eigenvalue() == pytest.approx(5, rel=1e-9)
+    assert found.images is None
+    assert found.num_products == len(seen)
+    assert float((torch.stack(seen) @ lost.subspace).abs().max()) < 1e-12
+    without = lanczos(operator, start=both, rtol=1e-6)
+    assert found.num_products == without.num_products - 2
+
+
+def test_in_lockstep_the_images_that_every_start_has_are_taken():
+    eigenvalues = torch.cat([torch.tensor([5.0, 4.0]), torch.linspace(0, 1, 28)]).double()
+    operator, basis = with_spectrum(eigenvalues)
+    both = SymmetricOperator(lambda rows: operator.matmat(rows.T).T, 30, dtype=DOUBLE, num_runs=2)
+    vectors = torch.linalg.qr(basis[:, :3] + 0.3 * basis[:, 10:13]).Q
+    images = operator.matmat(vectors)
+    starts = [
+        Start(vectors, torch.empty(0), images),
+        Start(vectors, torch.empty(0), images[:, :1]),
+    ]
+    for result in lanczos_together(both, starts=starts, rtol=1e-6):
+        assert result.eigenvalue() == pytest.approx(5, rel=1e-9)
+
+
+def test_a_spare_pair_leads_on_where_the_first_one_is_not_the_leading_one():
+    eigenvalues = torch.cat([torch.tensor([5.0, 4.0]), torch.linspace(0, 1, 58)]).double()
+    operator, basis = with_spectrum(eigenvalues)
+    single = SymmetricOperator(
+        lambda rows: operator.matvec(rows[0])[None], 60, dtype=DOUBLE, num_runs=1
+    )
+    start = basis[:, 1] + 1e-5 * basis[:, 0] + 1e-5 * basis[:, 30]
+    (deceived,) = lanczos_together(single, starts=[start], rtol=1e-3)
+    assert deceived.status is EigenStatus.CONVERGED
+    assert deceived.eigenvalue() == pytest.approx(4)
+    (found,) = lanczos_together(single, starts=[start], rtol=1e-3, spare_rtol=0.03)
+    assert found.eigenvalue() == pytest.approx(5)
+    with pytest.raises(ValueError, match=r"spare_rtol must lie in \(0, 1\), got 2"):
+        lanczos_together(single, spare_rtol=2)
+
+
 def test_long_float32_vectors_in_lockstep_are_as_good_as_alone():
     # Entries that do not cancel, where sums taken one after another are worst.
     size = 400_000
