@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from eoslib.linear_chain import affine
 from eoslib.numerics import lacks_memory
-from eoslib.second_derivatives import FastSecondDerivatives
+from eoslib.second_derivatives import FastSecondDerivatives, operations
 
 __all__ = ["BatchNormMode", "FunctionalModel"]
 
@@ -593,17 +593,9 @@ def _a_part_of(result: object) -> str:
 
 def _custom_functions(outputs: Tensor) -> set[str]:
     """The names of the ``torch.autograd.Function`` that a graph was made by."""
-    names: set[str] = set()
     custom: Any = torch.autograd.function.BackwardCFunction
-    waiting, seen = [outputs.grad_fn], set[Any]()
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            if isinstance(node, custom):
-                names.add(type(node).__name__.removesuffix("Backward"))
-            waiting.extend(after for after, _ in node.next_functions)
-    return names
+    found = (type(node) for node in operations(outputs) if isinstance(node, custom))
+    return {kind.__name__.removesuffix("Backward") for kind in found}
 
 
 class _PlainWeightNorm(TorchFunctionMode):

@@ -35,7 +35,7 @@ from eoslib.numerics import (
     resolve_device,
     resolve_dtype,
 )
-from eoslib.second_derivatives import ElementaryNorms
+from eoslib.second_derivatives import ElementaryNorms, norm_left
 
 __all__ = ["Hessian", "Objective"]
 
@@ -347,14 +347,21 @@ class Objective:
 
         Raises:
             ValueError: θ, u or v does not have shape ``(P,)``, or a norm is inside an activation
-                checkpoint.
+                checkpoint or a scripted module.
         """
         leaves = self._leaves(theta, several=False)
         u_parts = self.model.split(self._checked_point(u, several=False))
         v_parts = u_parts if v is None else self.model.split(self._checked_point(v, several=False))
 
         def part(x: Tensor, y: Tensor) -> Tensor:
-            gradients = _gradients(self._part(leaves, x, y), leaves, create_graph=True)
+            share = self._part(leaves, x, y)
+            if norm := norm_left(share):
+                raise ValueError(
+                    f"the model computes a norm out of our sight ({norm}: in a scripted or traced "
+                    "module, or by torch.native_layer_norm?), whose third derivative PyTorch gets "
+                    "wrong; build the model without torch.jit, of nn.LayerNorm and the like"
+                )
+            gradients = _gradients(share, leaves, create_graph=True)
             bent = _products(gradients, leaves, v_parts, create_graph=True)
             return _flat(_products(bent, leaves, u_parts))
 
