@@ -220,9 +220,9 @@ class FunctionalModel:
             try:
                 first = self(theta, x)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                if lacks_memory(error) or not self._raised_by_pytorch(error):
+                if (refusal := self.refusal(x, error)) is None:
                     raise
-                raise ValueError(_refusal(x, error)) from error
+                raise refusal from error
             finally:  # a cast that does not fit the next layer's weights fails there
                 functions.refuse_half_precision(self.initial_point.dtype)
         # PyTorch's fused attention cannot be differentiated twice; its plain form can. The second
@@ -283,6 +283,12 @@ class FunctionalModel:
         if any("conv" in name or "batch_norm" in name for name in functions.names):
             self._fast = self._fast_products_agree(x[:2])
         return first
+
+    def refusal(self, x: Tensor, error: BaseException) -> ValueError | None:
+        """What is said of inputs at which a pass failed; ``None`` if they are not to blame."""
+        if lacks_memory(error) or not self._raised_by_pytorch(error):
+            return None
+        return ValueError(_refusal(x, error))
 
     def _raised_by_pytorch(self, error: BaseException) -> bool:
         """Whether an error comes from a function or layer of PyTorch's, not from the caller's code.
@@ -546,9 +552,12 @@ def _refusal(x: Tensor, error: BaseException) -> str:
         advice = "If they are indices, of an embedding, give them as integers: inputs.long()"
     else:
         advice = "Give them in the shape that model(inputs) takes, examples first"
+    values = ""
+    if first.startswith("index out of range"):  # an embedding's words
+        values = f", with values from {x.min().item()} to {x.max().item()}"
     return (
         f"the model does not take inputs of shape {tuple(x.shape)} ({len(x)} examples) and dtype "
-        f"{x.dtype}; PyTorch said: {first}. {advice}"
+        f"{x.dtype}{values}; PyTorch said: {first}. {advice}"
     )
 
 

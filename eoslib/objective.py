@@ -310,7 +310,7 @@ class Objective:
         leaves = self._leaves(theta, several=False)
 
         def linearize(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-            outputs = self.model.apply(leaves, x)
+            outputs = self._outputs(leaves, x)
             detached = outputs.detach().requires_grad_()
             terms = self.loss.terms(detached, y).sum() / self.num_examples
             slope = _gradients(terms, [detached], create_graph=True)
@@ -379,8 +379,9 @@ class Objective:
         """The network's outputs on all examples, ``(n, ...)``, or ``(R, n, ...)``."""
         point = self._checked_point(theta)
         with torch.no_grad(), full_precision(self.device):
-            parts = [self.model(point, x) for x, _ in self._chunks()]
-            return torch.cat(parts, dim=point.ndim - 1)
+            parts = self.model.split(point)
+            rows = [self._outputs(parts, x) for x, _ in self._chunks()]
+            return torch.cat(rows, dim=point.ndim - 1)
 
     def accuracy(self, theta: Tensor) -> float:
         """Share of training examples classified correctly, in [0, 1]; see `losses.accuracy`.
@@ -480,19 +481,10 @@ class Objective:
 
     def _refuse_odd_terms(self, outputs: Tensor) -> None:
         """Is a loss of the caller's own a sum over examples, and differentiable?"""
-        targets = self.targets[: len(outputs)]
-        try:
-            with torch.enable_grad():
-                terms = self.loss.terms(outputs.detach().requires_grad_(), targets)
-        except (RuntimeError, IndexError) as error:
-            if lacks_memory(error):
-                raise
-            raise ValueError(
-                f"the loss {self.loss.name!r} does not take outputs of shape "
-                f"{tuple(outputs.shape)} and {targets.dtype} targets of shape "
-                f"{tuple(targets.shape)} ({str(error).partition(chr(10))[0]}); give one target "
-                "row per example, as the loss wants them"
-            ) from error
+        targets, *later = self.targets.split(self.chunk_size)
+        terms = self._terms(outputs, targets)
+        for others in later:  # a label among them may be out of range
+            self._terms(outputs[: len(others)], others)
         name = f"the terms of the loss {self.loss.name!r}"
         if terms.shape[:1] != outputs.shape[:1]:
             raise ValueError(
@@ -510,6 +502,21 @@ class Objective:
                 f"{name} do not depend on the outputs in a differentiable way (a count of errors? "
                 "a detach?), so they have no gradient; take a smooth loss"
             )
+
+    def _terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The terms of a loss of the caller's own; refuse targets that it does not take."""
+        try:
+            with torch.enable_grad():
+                return self.loss.terms(outputs.detach().requires_grad_(), targets)
+        except (RuntimeError, IndexError) as error:
+            if lacks_memory(error):
+                raise
+            raise ValueError(
+                f"the loss {self.loss.name!r} does not take outputs of shape "
+                f"{tuple(outputs.shape)} and {targets.dtype} targets of shape "
+                f"{tuple(targets.shape)} ({str(error).partition(chr(10))[0]}); give one target "
+                "row per example, as the loss wants them"
+            ) from error
 
     # -- the pieces of the sum ------------------------------------------------------------------
 
@@ -547,9 +554,23 @@ class Objective:
             self.inputs.split(self.chunk_size), self.targets.split(self.chunk_size), strict=True
         )
 
+    def _outputs(self, parts: Sequence[Tensor], x: Tensor) -> Tensor:
+        """The outputs on one chunk.
+
+        Raises:
+            ValueError: it holds an index that the model does not have; the construction has seen
+                the first chunk only.
+        """
+        try:
+            return self.model.apply(parts, x)
+        except IndexError as error:
+            if (refusal := self.model.refusal(x, error)) is None:
+                raise
+            raise refusal from error
+
     def _part(self, parts: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
         """One chunk's share of L(θ): 0-d, or ``(R,)``."""
-        outputs = self.model.apply(parts, x)
+        outputs = self._outputs(parts, x)
         if not self.model.holds_several(parts):
             share = self.loss.terms(outputs, y).sum() / self.num_examples
         else:

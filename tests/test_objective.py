@@ -1151,6 +1151,36 @@ class TestMoreRefusals:
         model = torch.jit.script(nn.Linear(3, 2))
         self.refused(model, r"said: RuntimeError: mat1 and mat2", inputs=torch.ones(8, 4))
 
+    def test_an_index_in_a_later_chunk_that_the_model_does_not_have(self):
+        words = torch.arange(24).view(8, 3) % 5
+        words[6, 1] = 5
+        model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 2))
+        objective = Objective(model, words, self.y[:, :2], chunk_size=3)
+        theta = objective.initial_point
+        for compute in (
+            lambda: objective.value(theta),
+            lambda: objective.gradient(torch.stack([theta, theta])),
+            lambda: objective.gauss_newton(theta) @ theta,
+            lambda: objective.outputs(theta),
+        ):
+            with pytest.raises(ValueError, match=r"with values from 0 to 5; .*index out of range"):
+                compute()
+
+    def test_an_error_of_the_callers_own_code_in_a_later_chunk_is_left_as_it_is(self):
+        class Routed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers = nn.ModuleList([nn.Linear(3, 2)])
+
+            def forward(self, x):
+                return self.layers[int(x[0, 0])](x)
+
+        x = torch.zeros(8, 3)
+        x[6, 0] = 1
+        objective = Objective(Routed(), x, self.y, chunk_size=3)
+        with pytest.raises(IndexError, match="out of range"):
+            objective.value(objective.initial_point)
+
     def test_a_number_of_examples_that_is_built_in(self):
         class Eight(nn.Linear):
             def forward(self, x):
@@ -1210,6 +1240,13 @@ class TestMoreRefusals:
             loss,
             targets=torch.ones(8, 5),
         )
+        labels = torch.arange(8) % 2
+        labels[6] = 2
+        unchecked = Loss("own", "own", losses.cross_entropy.terms, lambda f, y: None)
+        message = (
+            r"the loss 'own' does not take outputs of shape \(2, 2\) .*Target 2 is out of bounds"
+        )
+        self.refused(nn.Linear(3, 2), message, unchecked, targets=labels, chunk_size=3)
 
     @pytest.mark.filterwarnings("ignore")
     def test_what_to_do_about_a_compiled_model(self):
