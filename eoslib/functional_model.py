@@ -385,15 +385,22 @@ class FunctionalModel:
 
     def _refuse_rough(self, x: Tensor, original: Sequence[Tensor]) -> None:
         leaf = self.initial_point.clone().requires_grad_()
-        astray, constant, own = False, False, set[str]()
+        astray, constant, own, unseen = False, False, set[str](), list[str]()
         try:
             with torch.enable_grad():
-                total = self(leaf, x[:2]).square().sum()
+                parts = self.split(leaf)
+                total = self.apply(parts, x[:2]).square().sum()
                 constant = not total.requires_grad
                 if not constant:
                     gradient, *others = torch.autograd.grad(
-                        total, [leaf, *original], create_graph=True, allow_unused=True
+                        total, [leaf, *parts, *original], create_graph=True, allow_unused=True
                     )
+                    slopes, others = others[: len(parts)], others[len(parts) :]
+                    unseen = [
+                        name
+                        for name, slope in zip(self._names, slopes, strict=True)
+                        if slope is None
+                    ]
                     astray = gradient is None or any(other is not None for other in others)
                     if not astray and gradient.requires_grad:
                         torch.autograd.grad(gradient.sum(), leaf)
@@ -418,6 +425,14 @@ class FunctionalModel:
                 "hook that holds on to self?), so slices of a flat vector cannot stand in for "
                 "them; make it a method, or a module of its own"
             )
+        if name := next((name for name in unseen if self._depends_on(name, x[:2])), None):
+            raise ValueError(
+                f"the model's outputs depend on {name!r}, but not in a way that can be "
+                "differentiated (torch.no_grad(), .detach(), or a reentrant activation checkpoint "
+                "at inputs that need no gradient?), so gradient and Hessian would leave it out. "
+                "Take that out (checkpoints: use_reentrant=False), or freeze the parameter: "
+                "requires_grad_(False)"
+            )
         if own and not any(self._differentiates(x[:2], seed) for seed in (0, 1)):
             raise ValueError(
                 f"the second derivative of {', '.join(sorted(own))}, a torch.autograd.Function, is "
@@ -425,6 +440,22 @@ class FunctionalModel:
                 "with the Hessian. Its backward must be a differentiable function of what "
                 "ctx.save_for_backward kept; a straight-through estimator has no Hessian"
             )
+
+    def _depends_on(self, name: str, x: Tensor) -> bool:
+        """Whether NaN in place of a parameter shows in the outputs.
+
+        Where it only decides, as by argmax, it does not: then it has no derivative to be missed.
+        """
+        parts = dict(zip(self._names, self.split(self.initial_point), strict=True))
+        spoilt = parts | {name: torch.full_like(parts[name], torch.nan)}
+        try:
+            with torch.no_grad():
+                before, after = (self.apply(list(p.values()), x) for p in (parts, spoilt))
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            if lacks_memory(error):
+                raise
+            return False  # it takes no NaN
+        return bool((after.isnan() & ~before.isnan()).any())
 
     def _replacement(self) -> str:
         """What to do about an operation that has no second derivative."""

@@ -150,9 +150,10 @@ class Objective:
                 a batch-norm mode that is missing, out of place or at odds with the chunk size; a
                 chunk of one example for layers that take its statistics; a model that mixes
                 examples, changes its parameters, buffers or inputs, computes in less than single
-                precision, is a constant to the derivative, or cannot be copied or differentiated
-                twice; no trainable parameters; a loss that averages, broadcasts or cannot be
-                differentiated; a bad chunk size, device, dtype or loss name.
+                precision, depends on a parameter by no path that can be differentiated, or cannot
+                be copied or differentiated twice; no trainable parameters; a loss that averages,
+                broadcasts or cannot be differentiated; a bad chunk size, device, dtype or loss
+                name.
         """
         if not isinstance(model, nn.Module):
             raise ValueError(

@@ -1293,6 +1293,50 @@ class TestMoreRefusals:
 
         self.refused(Constant(3, 2), "to the derivative the model's outputs are constants")
 
+    @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+    @pytest.mark.parametrize("kind", ["reentrant checkpoint", "no_grad", "data"])
+    def test_a_parameter_that_the_derivative_does_not_see(self, kind):
+        class Unseen(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
+                self.scale = nn.Parameter(torch.tensor(1.5))
+
+            def forward(self, x):
+                if kind == "reentrant checkpoint":
+                    x = checkpoint(self.first, x, use_reentrant=True)
+                elif kind == "no_grad":
+                    with torch.no_grad():
+                        x = self.first(x)
+                else:
+                    return self.second(self.first(x)) * self.scale.data
+                return self.second(x) * self.scale
+
+        model = Unseen()
+        name = "scale" if kind == "data" else "first.weight"
+        self.refused(model, rf"outputs depend on '{name}', but not .*differentiated.*reentrant")
+        (model.scale if kind == "data" else model.first).requires_grad_(False)
+        assert Objective(model, self.x, self.y).num_parameters > 0  # as the message says
+
+    def test_parameters_without_a_derivative_that_lack_none(self):
+        class Choosing(nn.Linear):
+            def __init__(self):
+                super().__init__(3, 2)
+                self.choice = nn.Parameter(torch.tensor([0.3, 0.1, 0.2]))
+                self.unused = nn.Parameter(torch.ones(2))
+
+            def forward(self, x):
+                return super().forward(x.roll(int(self.choice.argmax()), dims=1))
+
+        class Guarded(Choosing):
+            def forward(self, x):
+                assert torch.isfinite(self.choice).all()
+                return super().forward(x)
+
+        for model in (Choosing(), Guarded()):
+            objective = Objective(model, self.x, self.y)
+            assert not objective.gradient(objective.initial_point)[-5:].any()
+
     def test_half_precision_inside_the_model(self):
         class Autocast(nn.Linear):
             def forward(self, x):
