@@ -249,7 +249,7 @@ def _reproduce(given: argparse.Namespace) -> int:
         return status
     for lr in given.lr or []:
         checked_step_size(lr)
-    planned: list[Experiment] = []
+    status, planned = 0, list[Experiment]()
     for recipe in [get_recipe(name) for name in given.names]:
         if given.explain:
             print(_in_full(recipe, stored))
@@ -263,15 +263,19 @@ def _reproduce(given: argparse.Namespace) -> int:
                 print(f"{recipe.name}: its step sizes follow from the flow", file=sys.stderr)
             continue
         print(f"{recipe.name}: {recipe.title}. {recipe.notes}", flush=True)
-        runs = _run_all(experiments, given.out / recipe.name, given)
-        following = recipe.following(runs[0], given.lr)
-        if given.steps is not None:
-            following = [replace(experiment, num_steps=given.steps) for experiment in following]
-        following = [_changed(experiment, given) for experiment in following]
-        _run_all(following, given.out / recipe.name, given)
+        try:
+            runs = _run_all(experiments, given.out / recipe.name, given)
+            following = recipe.following(runs[0], given.lr)
+            if given.steps is not None:
+                following = [replace(experiment, num_steps=given.steps) for experiment in following]
+            following = [_changed(experiment, given) for experiment in following]
+            _run_all(following, given.out / recipe.name, given)
+        except (FileExistsError, CheckpointError) as error:  # a file in the way of one recipe
+            status = 2
+            print(f"error: {error}", file=sys.stderr)
     if given.dry_run:
         print(json.dumps([experiment.to_json() for experiment in planned], indent=2))
-    return 0
+    return status
 
 
 def _changed(experiment: Experiment, given: argparse.Namespace) -> Experiment:

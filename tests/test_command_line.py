@@ -257,6 +257,25 @@ def test_a_file_in_the_place_of_a_run_stops_no_other(tmp_path, capsys):
     assert first.read_bytes() == b"no run"
 
 
+@pytest.mark.parametrize("kind", ["run", "checkpoint"])
+def test_a_file_in_the_way_of_a_recipe_stops_no_other(kind, tmp_path, capsys):
+    text = f"reproduce chebyshev-3 chebyshev-4 --steps 3 --lr 0.1 --device cpu --out {tmp_path}"
+    assert call(text, capsys)[0] == 0
+    (flow,) = (tmp_path / "chebyshev-3").glob("*_flow_*.npz")
+    later = sorted((tmp_path / "chebyshev-4").glob("*.npz"))
+    for path in (flow, *later):
+        path.unlink()
+    damaged = flow if kind == "run" else flow.with_suffix(".checkpoint")
+    damaged.write_bytes(b"damaged")
+    status, _, err = call(text, capsys)
+    assert status == 2
+    assert err.count("error: ") == 1 and f"error: {damaged}" in err
+    assert damaged.read_bytes() == b"damaged"
+    assert sorted((tmp_path / "chebyshev-4").glob("*.npz")) == later
+    damaged.unlink()
+    assert call(text, capsys)[0] == 0
+
+
 def test_away_from_the_repository(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, _ = call("reproduce --list", capsys)
