@@ -301,9 +301,13 @@ def _in_full(recipe: Recipe, store: Path | None) -> str:
     lines = [f"{recipe.name}: {recipe.title}", f"  {where}"]
     if recipe.claims:
         lines.append(f"  claims: {', '.join(recipe.claims)}")
+    experiments = [*recipe.experiments, *([] if recipe.by_rule is None else [recipe.by_rule])]
+    estimate = "estimate"
+    if any(e.accuracy_goal is not None or e.loss_goal is not None for e in experiments):
+        estimate += "; where no run is stored, to the last step, and many reach their goal before"
     names = ("one CPU core", "a GPU")
     for name, (words, measured) in zip(names, _times(recipe, store), strict=True):
-        lines.append(f"  on {name}: {words} ({'measured' if measured else 'estimate'})")
+        lines.append(f"  on {name}: {words} ({'measured' if measured else estimate})")
     lines.append(f"  {recipe.notes}")
     lines += [f"  {_settings_of(experiment)}" for experiment in recipe.experiments]
     if recipe.by_rule is not None:

@@ -396,8 +396,9 @@ def test_the_list_of_recipes(tmp_path, capsys):
     assert "*" not in call(f"reproduce --list --store {tmp_path}", capsys)[1].split("Times")[0]
     status, out, _ = call("reproduce fig3-square --explain", capsys)
     assert "2/η = 600 is the paper's" in out
-    assert "(estimate)" in out and "C11" in out
+    assert "(estimate; where no run is stored, to the last step, and many" in out and "C11" in out
     assert '{"optimizer": "gd", "loss": "square", "dataset": "cifar10-5k-per_pixel"' in out
+    assert "(estimate)" in call("reproduce sgd --explain", capsys)[1]  # has no goal
     _, out, _ = call("reproduce chebyshev-3 --explain", capsys)
     assert "1.2 λ₀ to 0.8 λ_max" in out and 'at these step sizes: {"optimizer": "gd"' in out
 
