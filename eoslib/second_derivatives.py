@@ -405,8 +405,14 @@ _ELEMENTARY: dict[Any, Callable[..., Tensor]] = {
     F.batch_norm: _batch_norm,
 }
 
-#: How PyTorch's operations that stand for batch, instance or layer norm begin.
-_NORMS = ("NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm")
+#: PyTorch's names for batch, instance and layer norm in a graph, without a number at the end.
+_NORMS = (
+    "NativeLayerNormBackward",
+    "NativeBatchNormBackward",
+    "NativeBatchNormLegitBackward",
+    "CudnnBatchNormBackward",
+    "MiopenBatchNormBackward",
+)
 
 
 def norm_left(outputs: Tensor) -> str | None:

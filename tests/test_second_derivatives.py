@@ -345,11 +345,19 @@ class _Between(nn.Module):
         (lambda x: torch.layer_norm(x, (6,)), (6,), {}),
         (lambda x: torch.layer_norm(input=x, normalized_shape=(6,), cudnn_enable=False), (6,), {}),
         (lambda x: F.instance_norm(x), (3, 4), {}),
+        (
+            lambda x: torch.ops.aten._native_batch_norm_legit_no_training(
+                x, None, None, x.new_zeros(6), x.new_full((6,), 0.5), 0.1, 1e-5
+            )[0],
+            (6,),
+            {},
+        ),
     ],
     ids=[
         *("batch norm", "with running statistics", "layer norm", "over two dimensions"),
         *("instance norm", "of images", "by stored statistics", "group norm", "Transformer"),
         *("F.layer_norm", "torch.layer_norm", "by keywords", "F.instance_norm"),
+        "exported batch norm",
     ],
 )
 def test_third_derivatives_of_norms_are_differences_of_products(between, shape, options):
