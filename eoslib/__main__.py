@@ -249,7 +249,7 @@ def _reproduce(given: argparse.Namespace) -> int:
         return status
     for lr in given.lr or []:
         checked_step_size(lr)
-    planned: list[Experiment] = []
+    status, planned = 0, list[Experiment]()
     for recipe in [get_recipe(name) for name in given.names]:
         if given.explain:
             print(_in_full(recipe, stored))
@@ -263,15 +263,19 @@ def _reproduce(given: argparse.Namespace) -> int:
                 print(f"{recipe.name}: its step sizes follow from the flow", file=sys.stderr)
             continue
         print(f"{recipe.name}: {recipe.title}. {recipe.notes}", flush=True)
-        runs = _run_all(experiments, given.out / recipe.name, given)
-        following = recipe.following(runs[0], given.lr)
-        if given.steps is not None:
-            following = [replace(experiment, num_steps=given.steps) for experiment in following]
-        following = [_changed(experiment, given) for experiment in following]
-        _run_all(following, given.out / recipe.name, given)
+        try:
+            runs = _run_all(experiments, given.out / recipe.name, given)
+            following = recipe.following(runs[0], given.lr)
+            if given.steps is not None:
+                following = [replace(experiment, num_steps=given.steps) for experiment in following]
+            following = [_changed(experiment, given) for experiment in following]
+            _run_all(following, given.out / recipe.name, given)
+        except (FileExistsError, CheckpointError) as error:  # a file in the way of one recipe
+            status = 2
+            print(f"error: {error}", file=sys.stderr)
     if given.dry_run:
         print(json.dumps([experiment.to_json() for experiment in planned], indent=2))
-    return 0
+    return status
 
 
 def _changed(experiment: Experiment, given: argparse.Namespace) -> Experiment:
@@ -297,9 +301,13 @@ def _in_full(recipe: Recipe, store: Path | None) -> str:
     lines = [f"{recipe.name}: {recipe.title}", f"  {where}"]
     if recipe.claims:
         lines.append(f"  claims: {', '.join(recipe.claims)}")
+    experiments = [*recipe.experiments, *([] if recipe.by_rule is None else [recipe.by_rule])]
+    estimate = "estimate"
+    if any(e.accuracy_goal is not None or e.loss_goal is not None for e in experiments):
+        estimate += "; where no run is stored, to the last step, and many reach their goal before"
     names = ("one CPU core", "a GPU")
     for name, (words, measured) in zip(names, _times(recipe, store), strict=True):
-        lines.append(f"  on {name}: {words} ({'measured' if measured else 'estimate'})")
+        lines.append(f"  on {name}: {words} ({'measured' if measured else estimate})")
     lines.append(f"  {recipe.notes}")
     lines += [f"  {_settings_of(experiment)}" for experiment in recipe.experiments]
     if recipe.by_rule is not None:

@@ -544,7 +544,11 @@ def stored_run(experiment: Experiment, directory: str | os.PathLike[str]) -> Run
     except ValueError as error:
         raise FileExistsError(f"{error}; move it away to run the experiment") from error
     held = run.settings.get("experiment")
-    if held is None or Experiment.from_json(held).key != experiment.key:
+    try:
+        same = held is not None and Experiment.from_json(held).key == experiment.key
+    except ValueError:  # no settings of ours
+        same = False
+    if not same:
         raise FileExistsError(
             f"{path} holds another run ({held}) than its name says; it is left as it is. Move it "
             "away, or choose another directory"

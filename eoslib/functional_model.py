@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from eoslib.linear_chain import affine
 from eoslib.numerics import lacks_memory
-from eoslib.second_derivatives import FastSecondDerivatives
+from eoslib.second_derivatives import FastSecondDerivatives, operations
 
 __all__ = ["BatchNormMode", "FunctionalModel"]
 
@@ -220,9 +220,9 @@ class FunctionalModel:
             try:
                 first = self(theta, x)
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                if lacks_memory(error) or not self._raised_by_pytorch(error):
+                if (refusal := self.refusal(x, error)) is None:
                     raise
-                raise ValueError(_refusal(x, error)) from error
+                raise refusal from error
             finally:  # a cast that does not fit the next layer's weights fails there
                 functions.refuse_half_precision(self.initial_point.dtype)
         # PyTorch's fused attention cannot be differentiated twice; its plain form can. The second
@@ -283,6 +283,12 @@ class FunctionalModel:
         if any("conv" in name or "batch_norm" in name for name in functions.names):
             self._fast = self._fast_products_agree(x[:2])
         return first
+
+    def refusal(self, x: Tensor, error: BaseException) -> ValueError | None:
+        """What is said of inputs at which a pass failed; ``None`` if they are not to blame."""
+        if lacks_memory(error) or not self._raised_by_pytorch(error):
+            return None
+        return ValueError(_refusal(x, error))
 
     def _raised_by_pytorch(self, error: BaseException) -> bool:
         """Whether an error comes from a function or layer of PyTorch's, not from the caller's code.
@@ -379,15 +385,22 @@ class FunctionalModel:
 
     def _refuse_rough(self, x: Tensor, original: Sequence[Tensor]) -> None:
         leaf = self.initial_point.clone().requires_grad_()
-        astray, constant, own = False, False, set[str]()
+        astray, constant, own, unseen = False, False, set[str](), list[str]()
         try:
             with torch.enable_grad():
-                total = self(leaf, x[:2]).square().sum()
+                parts = self.split(leaf)
+                total = self.apply(parts, x[:2]).square().sum()
                 constant = not total.requires_grad
                 if not constant:
                     gradient, *others = torch.autograd.grad(
-                        total, [leaf, *original], create_graph=True, allow_unused=True
+                        total, [leaf, *parts, *original], create_graph=True, allow_unused=True
                     )
+                    slopes, others = others[: len(parts)], others[len(parts) :]
+                    unseen = [
+                        name
+                        for name, slope in zip(self._names, slopes, strict=True)
+                        if slope is None
+                    ]
                     astray = gradient is None or any(other is not None for other in others)
                     if not astray and gradient.requires_grad:
                         torch.autograd.grad(gradient.sum(), leaf)
@@ -412,6 +425,14 @@ class FunctionalModel:
                 "hook that holds on to self?), so slices of a flat vector cannot stand in for "
                 "them; make it a method, or a module of its own"
             )
+        if name := next((name for name in unseen if self._depends_on(name, x[:2])), None):
+            raise ValueError(
+                f"the model's outputs depend on {name!r}, but not in a way that can be "
+                "differentiated (torch.no_grad(), .detach(), or a reentrant activation checkpoint "
+                "at inputs that need no gradient?), so gradient and Hessian would leave it out. "
+                "Take that out (checkpoints: use_reentrant=False), or freeze the parameter: "
+                "requires_grad_(False)"
+            )
         if own and not any(self._differentiates(x[:2], seed) for seed in (0, 1)):
             raise ValueError(
                 f"the second derivative of {', '.join(sorted(own))}, a torch.autograd.Function, is "
@@ -419,6 +440,22 @@ class FunctionalModel:
                 "with the Hessian. Its backward must be a differentiable function of what "
                 "ctx.save_for_backward kept; a straight-through estimator has no Hessian"
             )
+
+    def _depends_on(self, name: str, x: Tensor) -> bool:
+        """Whether NaN in place of a parameter shows in the outputs.
+
+        Where it only decides, as by argmax, it does not: then it has no derivative to be missed.
+        """
+        parts = dict(zip(self._names, self.split(self.initial_point), strict=True))
+        spoilt = parts | {name: torch.full_like(parts[name], torch.nan)}
+        try:
+            with torch.no_grad():
+                before, after = (self.apply(list(p.values()), x) for p in (parts, spoilt))
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            if lacks_memory(error):
+                raise
+            return False  # it takes no NaN
+        return bool((after.isnan() & ~before.isnan()).any())
 
     def _replacement(self) -> str:
         """What to do about an operation that has no second derivative."""
@@ -546,9 +583,12 @@ def _refusal(x: Tensor, error: BaseException) -> str:
         advice = "If they are indices, of an embedding, give them as integers: inputs.long()"
     else:
         advice = "Give them in the shape that model(inputs) takes, examples first"
+    values = ""
+    if first.startswith("index out of range"):  # an embedding's words
+        values = f", with values from {x.min().item()} to {x.max().item()}"
     return (
         f"the model does not take inputs of shape {tuple(x.shape)} ({len(x)} examples) and dtype "
-        f"{x.dtype}; PyTorch said: {first}. {advice}"
+        f"{x.dtype}{values}; PyTorch said: {first}. {advice}"
     )
 
 
@@ -593,17 +633,9 @@ def _a_part_of(result: object) -> str:
 
 def _custom_functions(outputs: Tensor) -> set[str]:
     """The names of the ``torch.autograd.Function`` that a graph was made by."""
-    names: set[str] = set()
     custom: Any = torch.autograd.function.BackwardCFunction
-    waiting, seen = [outputs.grad_fn], set[Any]()
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            if isinstance(node, custom):
-                names.add(type(node).__name__.removesuffix("Backward"))
-            waiting.extend(after for after, _ in node.next_functions)
-    return names
+    found = (type(node) for node in operations(outputs) if isinstance(node, custom))
+    return {kind.__name__.removesuffix("Backward") for kind in found}
 
 
 class _PlainWeightNorm(TorchFunctionMode):

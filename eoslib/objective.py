@@ -35,7 +35,7 @@ from eoslib.numerics import (
     resolve_device,
     resolve_dtype,
 )
-from eoslib.second_derivatives import ElementaryNorms
+from eoslib.second_derivatives import ElementaryNorms, norm_left
 
 __all__ = ["Hessian", "Objective"]
 
@@ -150,9 +150,10 @@ class Objective:
                 a batch-norm mode that is missing, out of place or at odds with the chunk size; a
                 chunk of one example for layers that take its statistics; a model that mixes
                 examples, changes its parameters, buffers or inputs, computes in less than single
-                precision, is a constant to the derivative, or cannot be copied or differentiated
-                twice; no trainable parameters; a loss that averages, broadcasts or cannot be
-                differentiated; a bad chunk size, device, dtype or loss name.
+                precision, depends on a parameter by no path that can be differentiated, or cannot
+                be copied or differentiated twice; no trainable parameters; a loss that averages,
+                broadcasts or cannot be differentiated; a bad chunk size, device, dtype or loss
+                name.
         """
         if not isinstance(model, nn.Module):
             raise ValueError(
@@ -310,7 +311,7 @@ class Objective:
         leaves = self._leaves(theta, several=False)
 
         def linearize(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-            outputs = self.model.apply(leaves, x)
+            outputs = self._outputs(leaves, x)
             detached = outputs.detach().requires_grad_()
             terms = self.loss.terms(detached, y).sum() / self.num_examples
             slope = _gradients(terms, [detached], create_graph=True)
@@ -347,14 +348,21 @@ class Objective:
 
         Raises:
             ValueError: θ, u or v does not have shape ``(P,)``, or a norm is inside an activation
-                checkpoint.
+                checkpoint or a scripted module.
         """
         leaves = self._leaves(theta, several=False)
         u_parts = self.model.split(self._checked_point(u, several=False))
         v_parts = u_parts if v is None else self.model.split(self._checked_point(v, several=False))
 
         def part(x: Tensor, y: Tensor) -> Tensor:
-            gradients = _gradients(self._part(leaves, x, y), leaves, create_graph=True)
+            share = self._part(leaves, x, y)
+            if norm := norm_left(share):
+                raise ValueError(
+                    f"the model computes a norm out of our sight ({norm}: in a scripted or traced "
+                    "module, or by torch.native_layer_norm?), whose third derivative PyTorch gets "
+                    "wrong; build the model without torch.jit, of nn.LayerNorm and the like"
+                )
+            gradients = _gradients(share, leaves, create_graph=True)
             bent = _products(gradients, leaves, v_parts, create_graph=True)
             return _flat(_products(bent, leaves, u_parts))
 
@@ -372,8 +380,9 @@ class Objective:
         """The network's outputs on all examples, ``(n, ...)``, or ``(R, n, ...)``."""
         point = self._checked_point(theta)
         with torch.no_grad(), full_precision(self.device):
-            parts = [self.model(point, x) for x, _ in self._chunks()]
-            return torch.cat(parts, dim=point.ndim - 1)
+            parts = self.model.split(point)
+            rows = [self._outputs(parts, x) for x, _ in self._chunks()]
+            return torch.cat(rows, dim=point.ndim - 1)
 
     def accuracy(self, theta: Tensor) -> float:
         """Share of training examples classified correctly, in [0, 1]; see `losses.accuracy`.
@@ -473,19 +482,10 @@ class Objective:
 
     def _refuse_odd_terms(self, outputs: Tensor) -> None:
         """Is a loss of the caller's own a sum over examples, and differentiable?"""
-        targets = self.targets[: len(outputs)]
-        try:
-            with torch.enable_grad():
-                terms = self.loss.terms(outputs.detach().requires_grad_(), targets)
-        except (RuntimeError, IndexError) as error:
-            if lacks_memory(error):
-                raise
-            raise ValueError(
-                f"the loss {self.loss.name!r} does not take outputs of shape "
-                f"{tuple(outputs.shape)} and {targets.dtype} targets of shape "
-                f"{tuple(targets.shape)} ({str(error).partition(chr(10))[0]}); give one target "
-                "row per example, as the loss wants them"
-            ) from error
+        targets, *later = self.targets.split(self.chunk_size)
+        terms = self._terms(outputs, targets)
+        for others in later:  # a label among them may be out of range
+            self._terms(outputs[: len(others)], others)
         name = f"the terms of the loss {self.loss.name!r}"
         if terms.shape[:1] != outputs.shape[:1]:
             raise ValueError(
@@ -503,6 +503,21 @@ class Objective:
                 f"{name} do not depend on the outputs in a differentiable way (a count of errors? "
                 "a detach?), so they have no gradient; take a smooth loss"
             )
+
+    def _terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The terms of a loss of the caller's own; refuse targets that it does not take."""
+        try:
+            with torch.enable_grad():
+                return self.loss.terms(outputs.detach().requires_grad_(), targets)
+        except (RuntimeError, IndexError) as error:
+            if lacks_memory(error):
+                raise
+            raise ValueError(
+                f"the loss {self.loss.name!r} does not take outputs of shape "
+                f"{tuple(outputs.shape)} and {targets.dtype} targets of shape "
+                f"{tuple(targets.shape)} ({str(error).partition(chr(10))[0]}); give one target "
+                "row per example, as the loss wants them"
+            ) from error
 
     # -- the pieces of the sum ------------------------------------------------------------------
 
@@ -540,9 +555,23 @@ class Objective:
             self.inputs.split(self.chunk_size), self.targets.split(self.chunk_size), strict=True
         )
 
+    def _outputs(self, parts: Sequence[Tensor], x: Tensor) -> Tensor:
+        """The outputs on one chunk.
+
+        Raises:
+            ValueError: it holds an index that the model does not have; the construction has seen
+                the first chunk only.
+        """
+        try:
+            return self.model.apply(parts, x)
+        except IndexError as error:
+            if (refusal := self.model.refusal(x, error)) is None:
+                raise
+            raise refusal from error
+
     def _part(self, parts: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
         """One chunk's share of L(θ): 0-d, or ``(R,)``."""
-        outputs = self.model.apply(parts, x)
+        outputs = self._outputs(parts, x)
         if not self.model.holds_several(parts):
             share = self.loss.terms(outputs, y).sum() / self.num_examples
         else:

@@ -89,10 +89,12 @@ def draw_threshold(
     The label's formula is `name`, or the run's own, such as 2/η or 38/η.
 
     Where the step size changes the line has a step, and the label names the last threshold that is
-    in the picture.
+    in the picture. Gradient flow, and a rule that has no threshold of its own, have no line.
     """
     changes = [step for step, _ in run.lr_changes]
     levels = run.thresholds([0, *changes])
+    if not np.isfinite(levels).all():
+        return
     style: dict[str, Any] = {"color": color, "linestyle": (0, (5, 3)), "linewidth": 1.1}
     # Far above any data; the limits are set from the data beforehand.
     shade: dict[str, Any] = {"color": ACCENT["light"], "alpha": 0.06, "linewidth": 0}

@@ -201,7 +201,12 @@ class Run:
 
     @property
     def threshold_name(self) -> str:
-        """The threshold as a formula, ``"2/η"`` for gradient descent, ``"38/η"`` for Adam."""
+        """The threshold as a formula: ``"2/η"`` for gradient descent, ``"38/η"`` for Adam.
+
+        ``"∞"`` for gradient flow.
+        """
+        if math.isinf(self.threshold):
+            return "∞"
         return f"{self.threshold * self.lr:.3g}/η"
 
     def thresholds(self, steps: ArrayLike) -> NDArray[np.float64]:

@@ -34,7 +34,7 @@ and the scale for constants, so that its *third* ones are wrong, by 3 to 40 % in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +42,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ElementaryNorms", "FastSecondDerivatives"]
+__all__ = ["ElementaryNorms", "FastSecondDerivatives", "norm_left", "operations"]
 
 _Parts = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -329,7 +329,7 @@ class ElementaryNorms(TorchFunctionMode):
 
     So they are right to differentiate at any order, at the price of more passes through memory.
     Norms in scripted modules, and those called by other names than ``torch.nn.functional``'s and
-    ``torch.layer_norm``, stay as they are.
+    ``torch.layer_norm``, stay as they are; `norm_left` finds them.
     """
 
     def __torch_function__(
@@ -404,3 +404,34 @@ _ELEMENTARY: dict[Any, Callable[..., Tensor]] = {
     F.instance_norm: _instance_norm,
     F.batch_norm: _batch_norm,
 }
+
+#: PyTorch's names for batch, instance and layer norm in a graph, without a number at the end.
+_NORMS = (
+    "NativeLayerNormBackward",
+    "NativeBatchNormBackward",
+    "NativeBatchNormLegitBackward",
+    "CudnnBatchNormBackward",
+    "MiopenBatchNormBackward",
+)
+
+
+def norm_left(outputs: Tensor) -> str | None:
+    """A norm of PyTorch's, of which the third derivative would be wrong, in the graph of outputs.
+
+    By stored statistics a batch norm is linear in x, and right.
+    """
+    for node in operations(outputs):
+        if node.name().startswith(_NORMS) and getattr(node, "_saved_training", True):
+            return str(node.name())
+    return None
+
+
+def operations(outputs: Tensor) -> Iterator[Any]:
+    """The nodes of the graph that outputs were made by."""
+    waiting, seen = [outputs.grad_fn], set[Any]()
+    while waiting:
+        node: Any = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            waiting.extend(after for after, _ in node.next_functions)

@@ -257,6 +257,25 @@ def test_a_file_in_the_place_of_a_run_stops_no_other(tmp_path, capsys):
     assert first.read_bytes() == b"no run"
 
 
+@pytest.mark.parametrize("kind", ["run", "checkpoint"])
+def test_a_file_in_the_way_of_a_recipe_stops_no_other(kind, tmp_path, capsys):
+    text = f"reproduce chebyshev-3 chebyshev-4 --steps 3 --lr 0.1 --device cpu --out {tmp_path}"
+    assert call(text, capsys)[0] == 0
+    (flow,) = (tmp_path / "chebyshev-3").glob("*_flow_*.npz")
+    later = sorted((tmp_path / "chebyshev-4").glob("*.npz"))
+    for path in (flow, *later):
+        path.unlink()
+    damaged = flow if kind == "run" else flow.with_suffix(".checkpoint")
+    damaged.write_bytes(b"damaged")
+    status, _, err = call(text, capsys)
+    assert status == 2
+    assert err.count("error: ") == 1 and f"error: {damaged}" in err
+    assert damaged.read_bytes() == b"damaged"
+    assert sorted((tmp_path / "chebyshev-4").glob("*.npz")) == later
+    damaged.unlink()
+    assert call(text, capsys)[0] == 0
+
+
 def test_away_from_the_repository(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, _ = call("reproduce --list", capsys)
@@ -377,8 +396,9 @@ def test_the_list_of_recipes(tmp_path, capsys):
     assert "*" not in call(f"reproduce --list --store {tmp_path}", capsys)[1].split("Times")[0]
     status, out, _ = call("reproduce fig3-square --explain", capsys)
     assert "2/η = 600 is the paper's" in out
-    assert "(estimate)" in out and "C11" in out
+    assert "(estimate; where no run is stored, to the last step, and many" in out and "C11" in out
     assert '{"optimizer": "gd", "loss": "square", "dataset": "cifar10-5k-per_pixel"' in out
+    assert "(estimate)" in call("reproduce sgd --explain", capsys)[1]  # has no goal
     _, out, _ = call("reproduce chebyshev-3 --explain", capsys)
     assert "1.2 λ₀ to 0.8 λ_max" in out and 'at these step sizes: {"optimizer": "gd"' in out
 

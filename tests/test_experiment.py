@@ -223,6 +223,10 @@ def test_another_run_in_its_file_is_not_overwritten(tmp_path):
     before = path.read_bytes()
     with pytest.raises(FileExistsError, match=r"holds another run .*0\.2.*than its name says"):
         run_experiment(small(), tmp_path)
+    other.settings["experiment"] = {"dataset": 1}
+    other.save(path)
+    with pytest.raises(FileExistsError, match=r"holds another run \({'dataset': 1}\)"):
+        run_experiment(small(), tmp_path)
     path.write_bytes(b"something else")
     with pytest.raises(FileExistsError, match=r"not a readable run.*move it away"):
         run_experiment(small(), tmp_path)

@@ -84,7 +84,7 @@ def test_on_a_quadratic_it_is_the_exponential():
     expected = np.exp(-times[:, None] * np.array(curvatures))
     np.testing.assert_allclose(run["x"].values, expected, rtol=1e-4)
     np.testing.assert_allclose(run.sharpness.values, 5, rtol=1e-9)
-    assert run.threshold == math.inf
+    assert (run.threshold, run.threshold_name) == (math.inf, "∞")
     assert run.crossing is None
     assert run.outcome.status == "completed"
 

@@ -1151,6 +1151,36 @@ class TestMoreRefusals:
         model = torch.jit.script(nn.Linear(3, 2))
         self.refused(model, r"said: RuntimeError: mat1 and mat2", inputs=torch.ones(8, 4))
 
+    def test_an_index_in_a_later_chunk_that_the_model_does_not_have(self):
+        words = torch.arange(24).view(8, 3) % 5
+        words[6, 1] = 5
+        model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 2))
+        objective = Objective(model, words, self.y[:, :2], chunk_size=3)
+        theta = objective.initial_point
+        for compute in (
+            lambda: objective.value(theta),
+            lambda: objective.gradient(torch.stack([theta, theta])),
+            lambda: objective.gauss_newton(theta) @ theta,
+            lambda: objective.outputs(theta),
+        ):
+            with pytest.raises(ValueError, match=r"with values from 0 to 5; .*index out of range"):
+                compute()
+
+    def test_an_error_of_the_callers_own_code_in_a_later_chunk_is_left_as_it_is(self):
+        class Routed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers = nn.ModuleList([nn.Linear(3, 2)])
+
+            def forward(self, x):
+                return self.layers[int(x[0, 0])](x)
+
+        x = torch.zeros(8, 3)
+        x[6, 0] = 1
+        objective = Objective(Routed(), x, self.y, chunk_size=3)
+        with pytest.raises(IndexError, match="out of range"):
+            objective.value(objective.initial_point)
+
     def test_a_number_of_examples_that_is_built_in(self):
         class Eight(nn.Linear):
             def forward(self, x):
@@ -1210,6 +1240,13 @@ class TestMoreRefusals:
             loss,
             targets=torch.ones(8, 5),
         )
+        labels = torch.arange(8) % 2
+        labels[6] = 2
+        unchecked = Loss("own", "own", losses.cross_entropy.terms, lambda f, y: None)
+        message = (
+            r"the loss 'own' does not take outputs of shape \(2, 2\) .*Target 2 is out of bounds"
+        )
+        self.refused(nn.Linear(3, 2), message, unchecked, targets=labels, chunk_size=3)
 
     @pytest.mark.filterwarnings("ignore")
     def test_what_to_do_about_a_compiled_model(self):
@@ -1255,6 +1292,50 @@ class TestMoreRefusals:
                     return super().forward(x)
 
         self.refused(Constant(3, 2), "to the derivative the model's outputs are constants")
+
+    @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+    @pytest.mark.parametrize("kind", ["reentrant checkpoint", "no_grad", "data"])
+    def test_a_parameter_that_the_derivative_does_not_see(self, kind):
+        class Unseen(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
+                self.scale = nn.Parameter(torch.tensor(1.5))
+
+            def forward(self, x):
+                if kind == "reentrant checkpoint":
+                    x = checkpoint(self.first, x, use_reentrant=True)
+                elif kind == "no_grad":
+                    with torch.no_grad():
+                        x = self.first(x)
+                else:
+                    return self.second(self.first(x)) * self.scale.data
+                return self.second(x) * self.scale
+
+        model = Unseen()
+        name = "scale" if kind == "data" else "first.weight"
+        self.refused(model, rf"outputs depend on '{name}', but not .*differentiated.*reentrant")
+        (model.scale if kind == "data" else model.first).requires_grad_(False)
+        assert Objective(model, self.x, self.y).num_parameters > 0  # as the message says
+
+    def test_parameters_without_a_derivative_that_lack_none(self):
+        class Choosing(nn.Linear):
+            def __init__(self):
+                super().__init__(3, 2)
+                self.choice = nn.Parameter(torch.tensor([0.3, 0.1, 0.2]))
+                self.unused = nn.Parameter(torch.ones(2))
+
+            def forward(self, x):
+                return super().forward(x.roll(int(self.choice.argmax()), dims=1))
+
+        class Guarded(Choosing):
+            def forward(self, x):
+                assert torch.isfinite(self.choice).all()
+                return super().forward(x)
+
+        for model in (Choosing(), Guarded()):
+            objective = Objective(model, self.x, self.y)
+            assert not objective.gradient(objective.initial_point)[-5:].any()
 
     def test_half_precision_inside_the_model(self):
         class Autocast(nn.Linear):

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_hex
 
 from eoslib.palette import step_size_color
-from eoslib.plotting import plot_runs
+from eoslib.plotting import draw_threshold, plot_runs
 from eoslib.runs import Series
 from tests.test_runs import make_run
 
@@ -82,6 +82,17 @@ def test_a_run_without_a_step_size_has_no_time():
     run.settings |= {"lr": "nan", "optimizer": "inverse-sharpness"}
     with pytest.raises(ValueError, match=r"inverse-sharpness has no step size.*axis='steps'"):
         run.plot(axis="time")
+
+
+def test_a_run_without_a_threshold_has_no_line():
+    flow, other = make_run(), make_run()
+    del flow.settings["lr"]
+    flow.settings |= {"tick": 0.1, "threshold": "inf"}
+    other.settings |= {"lr": "nan", "threshold": "nan"}
+    _, ax = plt.subplots()
+    for run in (flow, other):
+        draw_threshold(ax, run, "black")
+    assert not ax.lines and not ax.texts
 
 
 def test_style_is_put_back():

@@ -345,11 +345,19 @@ class _Between(nn.Module):
         (lambda x: torch.layer_norm(x, (6,)), (6,), {}),
         (lambda x: torch.layer_norm(input=x, normalized_shape=(6,), cudnn_enable=False), (6,), {}),
         (lambda x: F.instance_norm(x), (3, 4), {}),
+        (
+            lambda x: torch.ops.aten._native_batch_norm_legit_no_training(
+                x, None, None, x.new_zeros(6), x.new_full((6,), 0.5), 0.1, 1e-5
+            )[0],
+            (6,),
+            {},
+        ),
     ],
     ids=[
         *("batch norm", "with running statistics", "layer norm", "over two dimensions"),
         *("instance norm", "of images", "by stored statistics", "group norm", "Transformer"),
         *("F.layer_norm", "torch.layer_norm", "by keywords", "F.instance_norm"),
+        "exported batch norm",
     ],
 )
 def test_third_derivatives_of_norms_are_differences_of_products(between, shape, options):
@@ -375,6 +383,41 @@ def test_a_norm_inside_a_checkpoint_has_no_third_derivative():
     theta = objective.initial_point
     with pytest.raises(ValueError, match="norm inside an activation checkpoint"):
         objective.third_derivative(theta, theta)
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+@pytest.mark.parametrize(
+    ("between", "shape"),
+    [
+        (lambda: torch.jit.script(nn.LayerNorm(6)), (6,)),
+        (lambda: torch.jit.trace(nn.LayerNorm(6), torch.ones(9, 6)), (6,)),
+        (lambda: torch.jit.script(nn.Sequential(nn.Tanh(), nn.InstanceNorm1d(3))), (3, 4)),
+        (lambda: lambda x: torch.native_layer_norm(x, (6,), None, None, 1e-5)[0], (6,)),
+    ],
+    ids=["scripted", "traced", "deep inside", "native"],
+)
+def test_a_norm_out_of_sight_has_no_third_derivative(between, shape):
+    model, x = _Between(between(), shape), torch.randn(9, 3)
+    objective = Objective(model, x, torch.zeros(9, torch.Size(shape).numel()), dtype="float64")
+    for _ in range(3):  # TorchScript computes otherwise once it has seen the shapes
+        with pytest.raises(ValueError, match=r"a norm out of our sight \(Native.*without torch"):
+            objective.third_derivative(objective.initial_point, objective.initial_point)
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+def test_scripted_layers_whose_third_derivatives_are_right_are_taken():
+    # Batch norm by stored statistics is linear.
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6).eval(), nn.Tanh())
+    model, x, y = _Between(layers, (6,)), torch.randn(9, 3), torch.zeros(9, 6)
+    expected = Objective(model, x, y, dtype="float64", batch_norm="running")
+    model.between = torch.jit.script(layers)
+    found = Objective(model, x, y, dtype="float64")
+    theta = expected.initial_point
+    assert torch.equal(found.initial_point, theta)
+    torch.testing.assert_close(
+        found.third_derivative(theta, theta), expected.third_derivative(theta, theta)
+    )
 
 
 def test_third_derivative_of_a_convolutional_network_with_batch_norm():
