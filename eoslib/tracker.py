@@ -26,7 +26,8 @@ What slips through: where a symmetry splits the Hessian into blocks exactly, no 
 one block to another, and the top eigenvalue may pass to a block that the start does not touch. Then
 it is found at the next thorough search, up to ``cold_every`` measurements late. (An odd
 target, zero biases: on T₃ the biases are such a block, and the sharpness was a tenth too low for a
-thousand steps.) With ``cold_every=1`` nothing can hide, at less than twice the products.
+thousand steps.) With ``cold_every=1`` nothing can hide, at less than twice the products. In ten
+dimensions and fewer, where symmetries are the rule and products few, every search is thorough.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ _CLUSTER = 0.9
 #: How far the spare pair of a thorough search must have converged. (Along 22 runs beyond their edge
 #: 0.1 was wrong twice as often, and 0.01 no less often.)
 _SPARE_RTOL = 0.03
+
+#: With so many parameters every search is thorough. (Of a chain of three equal weights the start
+#: held the two leading eigenvectors to the last digit while the third one's eigenvalue overtook.)
+_FEW = 10
 
 #: What the other measurement found is taken over where its value is at least this share, and this
 #: much of its length is missing.
@@ -101,7 +106,7 @@ class SharpnessTracker:
             objective: whose Hessian.
             k: how many.
             rtol: relative accuracy of each eigenvalue.
-            cold_every: every so many measurements search from random vectors too.
+            cold_every: every so many measurements search thoroughly, from random vectors too.
             grow_above: track one eigenvalue more from the next measurement on whenever the smallest
                 one tracked is above this, for instance above 1.5/η; at most ``max_k``. Of several
                 runs one is enough, and all are tracked alike.
@@ -200,7 +205,8 @@ class SharpnessTracker:
             None if memory is None else self._start(memory, memories)
             for memory, memories in zip(near, self._memories, strict=True)
         ]
-        if self._count % self._cold_every == 0 or any(start is None for start in starts):
+        due = self._count % self._cold_every == 0 or operator.size <= _FEW
+        if due or any(start is None for start in starts):
             results = self._search_thoroughly(operator, starts)
         else:
             results = self._search(operator, starts, accuracy=self._rtol)

@@ -333,6 +333,19 @@ def test_the_tracker_follows_the_larger_of_two_eigenvalues_that_cross():
         assert float(tracker(theta)[0]) == pytest.approx(6 * max(1, square), rel=1e-3)
 
 
+def test_few_dimensions_hide_nothing():
+    # Three equal weights: (1, 1, 1) is decoupled from the two leading eigenvectors of a small one,
+    # exactly, and from 0.78 on it is the leading one.
+    chain = torch.nn.Sequential(*[torch.nn.Linear(1, 1, bias=False) for _ in range(3)])
+    one = torch.ones(1, 1, dtype=DOUBLE)
+    objective = Objective(chain, one, one, dtype="float64")
+    tracker = SharpnessTracker(objective)
+    for weight in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        theta = torch.full((3,), weight, dtype=DOUBLE)
+        exact = torch.linalg.eigvalsh(objective.hessian(theta).to_dense())[-1]
+        assert float(tracker(theta)[0]) == pytest.approx(float(exact), rel=1e-6)
+
+
 def test_unconverged_measurements_are_recorded_as_missing():
     objective = Objective.from_dataset(
         build("fc-tanh", 1, 1, widths=(8, 8)), chebyshev(4), dtype=DOUBLE
