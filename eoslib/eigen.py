@@ -555,18 +555,14 @@ class _Search:
 
     def _lost(self, values: _Array, known: _Array, lengths: _Array) -> _Flags:
         """Which searches have just used their start and found that it says too little."""
-        lost = np.zeros(self.num_runs, bool)
-        if self.accuracy is None:
-            return lost
-        judged = (lengths == self.products) & (lengths >= self.k)
-        for run in np.flatnonzero(judged):
-            beyond = known[run, lengths[run] :]
-            if not len(beyond) or beyond[0] == -np.inf:
-                continue
-            started = torch.from_numpy(self.sign * known[run, : self.k, None]).to(self.rows)
-            change = self.images[run, : self.k] - started * self.rows[run, : self.k]
-            drift = float(change.double().norm(dim=1).max())
-            lost[run] = beyond[0] + drift >= values[run, self.k - 1]
+        judged = (lengths == self.products) & (lengths >= self.k) & (lengths < known.shape[1])
+        if self.accuracy is None or not judged.any():
+            return np.zeros(self.num_runs, bool)
+        beyond = known[np.arange(self.num_runs), np.where(judged, lengths, 0)]
+        started = torch.from_numpy(self.sign * known[:, : self.k, None]).to(self.rows)
+        change = self.images[:, : self.k] - started * self.rows[:, : self.k]
+        drift = change.double().norm(dim=2).amax(dim=1).cpu().numpy()
+        lost: _Flags = judged & (beyond + drift >= values[:, self.k - 1])
         return lost
 
     def _restart(self, coefficients: _Array) -> None:

@@ -339,6 +339,8 @@ class SharpnessTracker:
                 large = other.known[:count] > _AS_LARGE * known[self.k - 1]
                 theirs = other.vectors[:, :count][:, large.to(vectors.device)]
                 extra = _outside(vectors, theirs, _MISSING)
+                if not extra.shape[1]:
+                    continue
                 vectors = torch.cat([vectors, extra], dim=1)
                 # In the order of `known`, which the next one follows: a value for each vector.
                 at = memory.vectors.shape[1]
@@ -363,12 +365,11 @@ class SharpnessTracker:
 
 def _larger(values: Tensor, others: Tensor, *, beyond: int) -> Tensor:
     """Of two lists the first, with the larger value in every place from ``beyond`` on."""
-    both = max(len(values), len(others))
-    mine, theirs = (
-        torch.nn.functional.pad(one, (0, both - len(one)), value=-torch.inf)
-        for one in (values, others)
-    )
-    return torch.cat([mine[:beyond], torch.maximum(mine, theirs)[beyond:]])
+    larger = values.new_full((max(len(values), len(others)),), -torch.inf)
+    larger[: len(values)] = values
+    part = slice(beyond, len(others))
+    larger[part] = torch.maximum(larger[part], others[part])
+    return larger
 
 
 def _outside(vectors: Tensor, others: Tensor, least: float) -> Tensor:
@@ -376,9 +377,7 @@ def _outside(vectors: Tensor, others: Tensor, least: float) -> Tensor:
 
     Those are left out of which no more than ``least`` is left.
     """
-    left = others
-    for _ in range(2):
-        left = left - vectors @ (vectors.T @ left)
+    left = others - vectors @ (vectors.T @ others)
     norms = torch.linalg.vector_norm(left, dim=0)
     kept: Tensor = (left / norms)[:, norms > least]
     return kept

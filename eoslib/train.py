@@ -452,12 +452,12 @@ class _Loop:
             if due:
                 own = self.tracker.objective is self.objective
                 of_tracker = hessian if own else None
-                eigenvalues = _unstacked(self.tracker(points, of_tracker), 1)
+                eigenvalues = self.tracker(points, of_tracker).numpy().reshape(len(active), -1)
                 for progress, row in zip(active, eigenvalues, strict=True):
                     progress.record.add("sharpness", step, row[0])
                     if self.tracker.max_k > 1:
                         progress.record.add("eigenvalues", step, row)
-                if any(is_preconditioned(progress.rule) for progress in active):
+                if self.preconditioned and any(is_preconditioned(one.rule) for one in active):
                     self._measure_preconditioned(step, active, points, gradients, of_tracker)
             return active, _unstacked(gradients, 1)
         return [], []
@@ -491,7 +491,7 @@ class _Loop:
         known = losses is not None
         # Between measurements of the loss, a gradient that is not finite tells of an explosion.
         signs = losses if losses is not None else gradients.sum(dim=-1)
-        numbers = [float(sign) for sign in _unstacked(signs, 0)]
+        numbers = signs.reshape(-1).tolist()
         going = []
         for index, (progress, number) in enumerate(zip(active, numbers, strict=True)):
             if known and np.isnan(progress.limit):
