@@ -623,7 +623,7 @@ def test_every_measurement_searches_cold_if_asked(tmp_path):
     runs = [run_experiment(small(**o), tmp_path) for o in ({}, {"sharpness_cold_every": 1})]
     np.testing.assert_allclose(*(run["sharpness"].values for run in runs), rtol=2e-3)
     usual, cold = (run.provenance["sharpness_products"] for run in runs)
-    assert cold > 1.5 * usual
+    assert cold > 1.25 * usual, (cold, usual)
 
 
 def test_sharpness_on_a_subset(tmp_path):
