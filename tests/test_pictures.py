@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from docutils import nodes
 from PIL import Image, ImageDraw
+from sphinx.errors import ExtensionError
 
 from eoslib.palette import ACCENT, BACKGROUNDS, INK, contrast, step_size_color
 from tests.extensions import load_extension
@@ -139,11 +140,12 @@ def test_matplotlib_draws_with_colours_that_have_a_counterpart(pictures: Any) ->
     assert counts[far].sum() < 0.003 * counts.sum()
 
 
-def test_a_page_holds_both_with_their_size(pictures: Any, tmp_path: Path) -> None:
-    drawing(INK["light"]).save(tmp_path / "a.png")
+def written(pictures: Any, folder: Path, **saved: Any) -> list[str]:
+    """Save a picture 300 pixels wide; return what a page gets for it."""
+    drawing(INK["light"]).save(folder / "a.png", **saved)
 
     class Translator:
-        builder = SimpleNamespace(srcdir=str(tmp_path))
+        builder = SimpleNamespace(srcdir=str(folder))
 
         def __init__(self) -> None:
             self.body: list[str] = []
@@ -155,8 +157,22 @@ def test_a_page_holds_both_with_their_size(pictures: Any, tmp_path: Path) -> Non
 
     translator = Translator()
     pictures.visit_image(translator, nodes.image(uri="a.png", alt="A line."))
-    light, dark = translator.body
+    return translator.body
+
+
+@pytest.mark.parametrize(("dpi", "legible"), [(72, 300), (110, 196), (150, 144)])
+def test_a_page_holds_both_with_their_size_and_the_least_to_read_them(
+    pictures: Any, tmp_path: Path, dpi: int, legible: int
+) -> None:
+    start, light, dark, end = written(pictures, tmp_path, dpi=(dpi, dpi))
+    assert start == f'<span class="eos-picture" style="--legible: {legible}px">'
     size = '<img width="300" height="200" alt="A line." '
     assert light == size + 'class="in-light" src="../_images/a.png" />'
     assert dark.startswith(size + 'class="in-dark dark-light"')
     assert "a-dark.png" in dark
+    assert end == "</span>"
+
+
+def test_a_picture_without_a_resolution_is_refused(pictures: Any, tmp_path: Path) -> None:
+    with pytest.raises(ExtensionError, match=r"a\.png does not say .* save it with a resolution"):
+        written(pictures, tmp_path)

@@ -10,6 +10,8 @@ the figure for the dark theme is the same drawing with every colour replaced.
 2. The same picture with the colours of the dark theme stands beside it, as ``NAME-dark.png``.
 3. A page holds both, and its style sheet shows the one of the theme. They say their size, so that
    nothing moves when they arrive, and are loaded when needed.
+4. Both stand in a box that says how wide they have to be for their text to be read: a pixel for a
+   point. On a phone the style sheet keeps to that, and the box scrolls.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import numpy as np
 from docutils import nodes  # type: ignore[import-untyped]
 from PIL import Image
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -37,6 +40,7 @@ from eoslib.palette import (
 )
 
 SUFFIX = "-dark"
+POINTS_PER_INCH = 72
 LEVELS = 64  # from the paper to a colour
 SHADES = 65  # from the smallest step size to the largest
 
@@ -117,6 +121,20 @@ def encoded(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
+def resolution(picture: Image.Image, name: str) -> float:
+    """Return the pixels per inch that a picture says it was drawn with.
+
+    Raises:
+        ExtensionError: If it does not say so.
+    """
+    if "dpi" not in picture.info:
+        raise ExtensionError(
+            f"{name} does not say how many pixels it has to an inch, which tells how large its "
+            "text is: draw it with matplotlib, or save it with a resolution"
+        )
+    return float(picture.info["dpi"][0])
+
+
 def visit_image(translator: Any, node: nodes.image) -> None:
     """Write a picture twice, once for each theme, each with its size."""
     if not node["uri"].endswith(".png"):
@@ -124,6 +142,10 @@ def visit_image(translator: Any, node: nodes.image) -> None:
         return
     with Image.open(Path(translator.builder.srcdir, node["uri"])) as picture:
         width, height = picture.size
+        inches = width / resolution(picture, node["uri"])
+    translator.body.append(
+        f'<span class="eos-picture" style="--legible: {inches * POINTS_PER_INCH:.0f}px">'
+    )
     node["loading"] = "lazy"
     uri, classes = node["uri"], node["classes"]
     for added in (["in-light"], ["in-dark", "dark-light"]):
@@ -134,6 +156,7 @@ def visit_image(translator: Any, node: nodes.image) -> None:
         # The first visit has replaced the path of the source by the address in the book.
         node["uri"] = dark_name(node["uri"])
     node["uri"], node["classes"] = uri, classes
+    translator.body.append("</span>")
 
 
 def depart_image(translator: Any, node: nodes.image) -> None:

@@ -241,30 +241,34 @@ export function makeCharts(box, id, color) {
   function drawNames(group, panel) {
     const { left, top, width, height, xlim, xScale, yScale } = panel, layer = group.layer.labels;
     const right = left + width, bottom = top + height, names = [];
-    const add = (one, text, x, y) => {
-      const lines = wrap(text, x > right - 20 ? group.width - right - 10 : group.labelWidth);
+    const add = (one, text, end, y) => {
+      // a name that began in the panel would lie over the ends of other lines
+      const beside = end > right - Math.min(28, 0.15 * width);
+      const x = (beside ? right : end) + 8;
+      const lines = wrap(text, beside ? group.width - right - 10 : group.labelWidth);
       const longest = Math.max(...lines.map(textWidth));
       const from = clamp(y, top, bottom);
-      names.push({ one, lines, from, y: from, x: Math.min(x, group.width - longest), width: longest + 4, height: 14 * lines.length });
+      const height = 14 * lines.length + (lines.length > 1 ? 4 : 0); // where one name ends and the next begins
+      names.push({ one, lines, end, from, y: from, x: Math.min(x, group.width - longest), width: longest + 4, height });
     };
     for (const line of drawn(panel)) {
       const last = nearest(line, xlim[1]);
-      if (line.label && last >= 0) add(line, line.label, xScale(line.x(last)) + 8, yScale(line.values[last]));
+      if (line.label && last >= 0) add(line, line.label, xScale(line.x(last)), yScale(line.values[last]));
     }
     for (const mark of frame.marks) {
       if (panels[mark.panel] !== panel || mark.at.length > 1 || !mark.label) continue;
       const [at] = mark.at, x = xScale(at), y = yScale(at);
       if (mark.along === "y") {
-        add(mark, mark.label + (y < top - 0.5 ? " ↑ above" : y > bottom + 0.5 ? " ↓ below" : ""), right + 8, y);
+        add(mark, mark.label + (y < top - 0.5 ? " ↑ above" : y > bottom + 0.5 ? " ↓ below" : ""), right, y);
       } else if (x >= left && x <= right) {
         const flip = x + textWidth(mark.label) > right;
         draw(layer, "text", { x: x + (flip ? -5 : 5), y: top + 12, class: "eos-tag", "text-anchor": flip ? "end" : "start" }, mark.label);
       }
     }
     spread(names, top - 6, bottom + 6);
-    for (const { one, lines, x, y, from } of names) {
-      if (Math.abs(y - from) > 5) { // a thread to where it belongs
-        draw(layer, "path", { class: "eos-thread", style: style(one), d: `M${x - 7} ${from}L${x - 2} ${y}` });
+    for (const { one, lines, end, x, y, from } of names) {
+      if (Math.abs(y - from) > 5 || x - end > 16) { // a thread to where it belongs
+        draw(layer, "path", { class: "eos-thread", style: style(one), d: `M${end + 1} ${from}L${x - 2} ${y}` });
       }
       const text = draw(layer, "text", { class: "eos-tag" });
       lines.forEach((line, k) => draw(text, "tspan", { x, y: y + 4.5 + 14 * (k - (lines.length - 1) / 2) }, line));

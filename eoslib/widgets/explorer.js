@@ -123,7 +123,7 @@ function render({ model, el }) {
       <span class="eos-origin"></span>
     </div>
     <p class="eos-hidden" id="${id}-summary"></p>
-    <details class="eos-table"><summary></summary><div><table></table></div></details>`;
+    <details class="eos-table"><summary></summary><div><table class="eos-runs"></table></div></details>`;
   const $ = (selector) => root.querySelector(selector);
   const slider = $(".eos-track input"), plot = $(".eos-plot"), canvas = $("canvas");
   const svg = $(".eos-plot svg"), magnifier = $(".eos-magnifier svg");
@@ -380,7 +380,7 @@ function render({ model, el }) {
     const wide = symbol.length > 4 || number(threshold).length > 4;
     const lines = narrow || wide ? [`${symbol} =`, number(threshold)]
       : [`${symbol} = ${number(threshold)}`];
-    if (!inside) lines.push("↑ above");
+    if (!inside) lines.push(...(narrow ? ["↑", "above"] : ["↑ above"]));
     lines.forEach((line, k, all) =>
       draw(parts.text, "tspan", { x: left + inner + 5,
         y: Math.max(edge, panel.top + 6 * all.length) + 4 + (k - (all.length - 1) / 2) * 14 }, line));

@@ -249,10 +249,11 @@ export function trackCursor(plot, { at, move, set }) {
   });
 }
 
-/* Fill a table; the first cell of each row is its heading. Return the rows. */
+/* Fill a table; the first cell of each row is its heading, the others know the name of their column,
+   for where it has no room above them. Return the rows. */
 export function fillTable(table, head, rows) {
   const body = rows.map(([first, ...cells]) => make("tr", {}, make("th", { scope: "row" }, first),
-    ...cells.map((text) => make("td", {}, text))));
+    ...cells.map((text, k) => make("td", { "data-name": head[k + 1] }, text))));
   const columns = head.map((text) => make("th", { scope: "col" }, text));
   table.replaceChildren(make("thead", {}, make("tr", {}, ...columns)), make("tbody", {}, ...body));
   return body;

@@ -22,7 +22,7 @@ pytest.importorskip("anywidget")
 from ipywidgets import IntSlider
 
 from eoslib.widgets import StepSizeExplorer
-from tests.browser.widget_page import layout_questions, settle, write_page
+from tests.browser.widget_page import cut_off, layout_questions, settle, write_page
 
 STEP_SIZES = [round(float(lr), 4) for lr in np.geomspace(0.02, 0.5, 13)]
 SPIKE = 700.0  # one step only: the test of "nothing is lost by drawing"
@@ -410,8 +410,10 @@ def test_narrow_screens_need_no_sideways_scrolling(
         slider(page).press(key)
         settle(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert cut_off(page) == []
     page.locator(".eos-table summary").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert cut_off(page) == []
 
 
 @browser_test

@@ -20,7 +20,7 @@ from eoslib.palette import ACCENT, INK, MUTED, step_size_color
 pytest.importorskip("anywidget")
 
 from eoslib.widgets import FigureSlider, Frame, Line, Mark, Panel, Slider
-from tests.browser.widget_page import layout_questions, settle, write_page
+from tests.browser.widget_page import cut_off, layout_questions, settle, write_page
 
 pytestmark = pytest.mark.browser
 
@@ -319,6 +319,32 @@ def test_names_do_not_cover_each_other(shown: Any) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 800])
+def test_names_of_lines_that_end_near_the_edge_stand_beside_the_panel(
+    open_page: Callable[..., Any], tmp_path: Path, width: int
+) -> None:
+    """One under the other: a name that began in the panel would lie over the ends of the lines."""
+    lines = [Line([0, end], [0.9, 1], f"until {end}", lr=0.1) for end in (1, 0.98, 0.96)]
+    widget = FigureSlider(
+        Slider("size"),
+        [Panel("share of the run", "ratio", ylim=(0, 2))],
+        {1: Frame(lines, [Mark(y=1, label="2/η")])},
+        start=1,
+        title="names",
+        alt="three lines that end at one",
+    )
+    page = show(
+        open_page(viewport={"width": width, "height": 800}), write_page(tmp_path / "n.html", widget)
+    )
+    right = page.locator(".eos-dash").evaluate("(mark) => mark.getBoundingClientRect().right")
+    names = page.locator(".eos-labels text").evaluate_all(
+        "(names) => names.map((name) => name.getBoundingClientRect().left)"
+    )
+    assert len(names) == 4
+    assert min(names) > right
+    assert max(names) - min(names) < 1
+
+
+@pytest.mark.parametrize("width", [360, 800])
 def test_the_ends_of_the_slider_are_named_above_the_chart(shown: Any, width: int) -> None:
     shown.set_viewport_size({"width": width, "height": 800})
     ends = [
@@ -441,12 +467,7 @@ def test_narrow_screens_need_no_sideways_scrolling(
         slider(page).press(key)
         settle(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        outside = page.evaluate(
-            """() => [...document.querySelectorAll("svg text")].filter((t) => {
-              const r = t.getBoundingClientRect(), s = t.closest("svg").getBoundingClientRect();
-              return r.left < s.left - 1 || r.right > s.right + 1; }).map((t) => t.textContent)"""
-        )
-        assert outside == []
+        assert cut_off(page) == []
     sizes = page.locator("svg text").evaluate_all(
         "(all) => all.map((t) => parseFloat(getComputedStyle(t).fontSize))"
     )

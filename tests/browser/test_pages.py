@@ -53,6 +53,15 @@ CUT_OFF = """() => [
 ].map((equation) => equation.closest("div.math")?.id || equation.textContent.slice(0, 60))"""
 
 
+# Pictures narrower than their text needs to be read, and those that a reader cannot scroll to.
+TOO_SMALL = """() => [...document.querySelectorAll("article .eos-picture")].filter((box) => {
+  const shown = [...box.children].find((image) => image.getClientRects().length);
+  if (!shown) return false; // in an answer that is not open
+  const { width } = shown.getBoundingClientRect();
+  return width < parseFloat(box.style.getPropertyValue("--legible")) - 1
+    || Math.max(box.scrollWidth, box.clientWidth) < width - 1;
+}).map((box) => box.firstChild.src)"""
+
 # The colour of a picture's first pixel. (Chromium lets no page read pictures that it opened as
 # files, so this is for pages that are served.)
 PAPER = """(image) => {
@@ -151,6 +160,7 @@ def test_page_fits_a_phone(visit: Callable[..., Any], entry: str) -> None:
     too_wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert too_wide <= 0, f"{too_wide} px of sideways scrolling: {page.evaluate(STICKING_OUT)}"
     assert page.evaluate(CUT_OFF) == []
+    assert page.evaluate(TOO_SMALL) == []
     assert_nothing_happened(page)
 
 

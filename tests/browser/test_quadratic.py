@@ -15,7 +15,7 @@ pytest.importorskip("anywidget")
 from eoslib.palette import step_size_color
 from eoslib.widgets.quadratic import EXTENT, LR_RANGE, QuadraticExplorer
 from tests.browser.test_explorer import make_explorer
-from tests.browser.widget_page import layout_questions, settle, write_page
+from tests.browser.widget_page import cut_off, layout_questions, settle, write_page
 
 browser_test = pytest.mark.browser
 
@@ -351,6 +351,7 @@ def test_narrow_screens_need_no_sideways_scrolling(
         press(slider(page), key)
         settle(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert cut_off(page) == []
     # the column of the book is narrower than the page
     page.add_style_tag(content="body { padding: 12px 24px !important; }")
     settle(page)

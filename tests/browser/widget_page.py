@@ -115,3 +115,20 @@ def served(folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
         thread.join()
+
+
+def cut_off(page: Any) -> list[str]:
+    """Return texts that stick out of their drawing, and tables too wide for their box."""
+    found: list[str] = page.evaluate(
+        """() => [
+          ...[...document.querySelectorAll("svg text")].filter((text) => {
+            const { left, right } = text.closest("svg").getBoundingClientRect();
+            const box = text.getBoundingClientRect();
+            return box.width && (box.left < left - 1 || box.right > right + 1);
+          }).map((text) => text.textContent),
+          ...[...document.querySelectorAll("details.eos-table > div")]
+            .filter((box) => box.scrollWidth > box.clientWidth)
+            .map((box) => `a table of ${box.scrollWidth} px in ${box.clientWidth} px`),
+        ]"""
+    )
+    return found
