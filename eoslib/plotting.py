@@ -16,7 +16,7 @@ import numpy as np
 
 from eoslib.losses import LOSSES
 from eoslib.palette import ACCENT, INK, MUTED, step_size_color
-from eoslib.runs import Run
+from eoslib.runs import Run, in_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,9 +112,8 @@ def draw_threshold(
         ax.axhline(last, **style)
         if tint:
             ax.axhspan(last, top, **shade)
-    number = f"{last:.3g}" if last < 1000 else f"{last:,.0f}"
     ax.annotate(
-        f"{name} = {number}",
+        f"{name} = {in_digits(last)}",
         (1, last),
         xycoords=("axes fraction", "data"),
         xytext=(4, 0),

@@ -260,16 +260,17 @@ class Run:
         if "tick" in self.settings:
             until = self.outcome.step * self.time_per_step
             return (
-                f"followed for {until:g} units of time: sharpness {self.sharpness.values[-1]:.3g}"
+                f"followed for {until:g} units of time: sharpness "
+                f"{in_digits(self.sharpness.values[-1])}"
             )
         name = "preconditioned sharpness" if self.is_preconditioned else "sharpness"
         ratio, crossing = self._told_ratio, self.crossing
         if crossing is None:
             line = self.thresholds(ratio.steps)[-1]
-            now = f"{name} {self.curvature.values[-1]:.3g}"
+            now = f"{name} {in_digits(self.curvature.values[-1])}"
             if not np.isfinite(line):  # a rule without a threshold of its own
                 return f"{self.outcome.status} at step {self.outcome.step:,}: {now}"
-            now += f", threshold {line:.3g}"
+            now += f", threshold {in_digits(line)}"
             if self.outcome.status == "goal reached":
                 return f"solved before reaching the edge: {now}"
             late = ratio.values[len(ratio) // 2 :]
@@ -408,6 +409,11 @@ class Run:
             provenance=header["provenance"],
             final_point=arrays.get("final_point"),
         )
+
+
+def in_digits(number: float) -> str:
+    """A number as a reader would write it: to three digits, or whole from a thousand on."""
+    return f"{number:.3g}" if abs(number) < 1000 else f"{number:,.0f}"
 
 
 def written_atomically(target: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from eoslib import Outcome, Run, RunFileError, Series
+from eoslib.runs import in_digits
 
 
 def make_run(ratios=(0.5, 0.8, 1.0, 1.05, 1.0), status="completed", lr=0.1, **extra):
@@ -253,3 +254,17 @@ def test_a_run_that_stays_above_its_edge_does_not_say_at_it():
     words = make_run(ratios=(1.25, 1.2, 1.2, 1.2, 1.2)).describe()
     assert words == "started above the edge, above it at the end: sharpness 1.20 × threshold"
     assert make_run(ratios=(1.5, 1.0, 1.0, 1.0)).describe().endswith("at the edge since step 10")
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (3.14159, "3.14"),
+        (0.00123, "0.00123"),
+        (999.4, "999"),
+        (1764.2, "1,764"),
+        (2e6, "2,000,000"),
+    ],
+)
+def test_numbers_are_told_without_an_exponent(number, told):
+    assert in_digits(number) == told
