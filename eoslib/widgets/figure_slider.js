@@ -134,7 +134,7 @@ function render({ model, el }) {
       const ends = at.map((end) => (end === null ? "…" : number(end))).join(" to ");
       rows.push([label, picture.panels[panel][along], ends, "", "", ""]);
     }
-    fillTable($(".eos-now"), [`at ${quantity} ${value}`, "axis", "first", "lowest", "highest", "last"], rows);
+    fillTable($(".eos-now"), [`${quantity}: ${value}`, "axis", "first", "lowest", "highest", "last"], rows);
     const all = fillTable($(".eos-all"), [quantity, "what is to be seen"], picture.frames.map((one) => [one.value, one.text]));
     all.forEach((row, k) => row.firstChild.style.setProperty("--eta", colorAt(k)));
     all[model.get("index")].setAttribute("aria-current", "true");

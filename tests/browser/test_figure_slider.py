@@ -520,7 +520,7 @@ def test_tables_hold_the_frame_and_all_sentences(shown: Any) -> None:
     assert every == [f"{lr:.4g}\t{texts(lr)}" for lr in STEP_SIZES]
     slider(shown).press("End")
     settle(shown)
-    assert shown.locator(".eos-now th").first.inner_text() == "at step size 0.5"
+    assert shown.locator(".eos-now th").first.inner_text() == "step size: 0.5"
     assert shown.locator(".eos-all tr[aria-current]").inner_text().startswith("0.5\t")
 
 
