@@ -29,11 +29,12 @@ residuals of the others can raise them,
           \Big/ \Big(1 - \frac{\rho}{\theta_i - \theta_{i+1}}\Big),
           \qquad \rho < \theta_i - \theta_{i+1}
 
-(for i > 1 to leading order in the residuals of those before it). What is not known is μ. In the
-first bound we put the next Ritz value θ_{c+1} in its place, or an earlier measurement's if that is
-larger; in the second we add the first bound with i = c, because the eigenvalues of X and μ together
-are at most the c + 1 largest of H (Ky Fan). We take the smaller bound, the best c, and ask for a
-quarter of the accuracy wanted.
+(for i > 1 because λ_i is at most the largest eigenvalue of H on the complement of x_1 … x_{i−1}, by
+Cauchy's interlacing). What is not known is μ. In the first bound we put the next Ritz value θ_{c+1}
+in its place, or an earlier measurement's if that is larger. In the second we add to it the first
+bound with i = c: by Ky Fan θ_1 + … + θ_c + μ is at most the sum of the c + 1 largest eigenvalues of
+H, so μ exceeds λ_{c+1} by no more than the c Ritz values fall short. We take the smaller bound, the
+best c, and ask for a quarter of the accuracy wanted.
 
 A small residual does not say that the pair found is the *leading* one: a start vector without any
 component along the leading eigenvector cannot see it. A random start has one; a warm start may lose
@@ -178,8 +179,8 @@ class Start:
         vectors: ``(P, j)``, finite and not zero.
         known: ``(m,)`` eigenvalues of a nearby operator, leading first: stand-ins for μ. The first
             j belong to the vectors, and the next one is κ; see the module's docstring.
-        images: ``(P, i)``: of the first i vectors, orthonormal ones, the products with this
-            operator if they have been computed already.
+        images: ``(P, i)``: the operator's products with the first i vectors, which must then be
+            orthonormal, if they have been computed already.
     """
 
     vectors: Tensor
@@ -329,6 +330,7 @@ class _Search:
         )
         self.projected: _Array = np.zeros((self.num_runs, self.capacity, self.capacity))
         self.filled = 0
+        self.given = 0  # rows whose images came with the start
         self.products = 0
         self.results: list[EigenResult | None] = [None] * self.num_runs
 
@@ -395,13 +397,17 @@ class _Search:
 
         Vectors whose images are given are the first of the basis, and not among them.
         """
-        given = [None if start is None else start.images for start in starts]
-        ready = min(0 if images is None else images.shape[1] for images in given)
-        for start, images, rows, products in zip(
-            starts, given, self.rows, self.images, strict=True
-        ):
-            if ready and start is not None and images is not None:
-                rows[:ready], products[:ready] = start.vectors.T[:ready], images.T[:ready]
+        given = [
+            0
+            if start is None or start.images is None
+            else min(start.images.shape[1], start.vectors.shape[1] - 1)
+            for start in starts
+        ]
+        # At least one vector is left to go on from.
+        self.given = ready = min(self.capacity - 1, *given)
+        for start, rows, products in zip(starts, self.rows, self.images, strict=True):
+            if ready and start is not None and start.images is not None:
+                rows[:ready], products[:ready] = start.vectors.T[:ready], start.images.T[:ready]
         for _ in range(ready):
             self._project()
         blocks, known = [], []
@@ -555,11 +561,14 @@ class _Search:
 
     def _lost(self, values: _Array, known: _Array, lengths: _Array) -> _Flags:
         """Which searches have just used their start and found that it says too little."""
-        judged = (lengths == self.products) & (lengths >= self.k) & (lengths < known.shape[1])
-        if self.accuracy is None or not judged.any():
+        whole = lengths + self.given
+        judged = (lengths == self.products) & (whole >= self.k) & (whole < known.shape[1])
+        # A basis of the whole space lacks nothing.
+        if self.accuracy is None or not judged.any() or self.filled == self.operator.size:
             return np.zeros(self.num_runs, bool)
-        beyond = known[np.arange(self.num_runs), np.where(judged, lengths, 0)]
-        started = torch.from_numpy(self.sign * known[:, : self.k, None]).to(self.rows)
+        beyond = known[np.arange(self.num_runs), np.where(judged, whole, 0)]
+        before = np.where(np.isfinite(known), known, 0)[:, : self.k, None]
+        started = torch.from_numpy(self.sign * before).to(self.rows)
         change = self.images[:, : self.k] - started * self.rows[:, : self.k]
         drift = change.double().norm(dim=2).amax(dim=1).cpu().numpy()
         lost: _Flags = judged & (beyond + drift >= values[:, self.k - 1])

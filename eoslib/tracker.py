@@ -16,18 +16,20 @@ vectors more than it reports, so that when the next eigenvalue overtakes, it is 
 the two measurements that are remembered, each tells the other what it lacks: a direction in which
 the other one found as large a curvature. (Without this, in a cluster of four eigenvalues of the
 digits' Hessian, every second measurement followed the second one, up to one percent too low, while
-those between them knew the first.) And a search is made thorough, because what came up from further
-below is invisible to a start without any component along it: every so many measurements, and
-whenever the Hessian has changed so much that something from below may have come up
-(`EigenStatus.LOST`). A thorough search has random vectors in its start too, and ends by residuals,
-those of a spare pair among them.
+those between them knew the first.) And there are thorough searches, because what came up from
+further below is invisible to a start without any component along it. They begin with random
+vectors, and end by residuals, those of a spare pair among them. Every so many measurements one
+begins with random vectors alone, and what it finds is the nearest measurement. Whenever the Hessian
+has changed so much that something from below may have come up (`EigenStatus.LOST`), the search goes
+on from what it has, with a random vector added.
 
 What slips through: where a symmetry splits the Hessian into blocks exactly, no product leads from
 one block to another, and the top eigenvalue may pass to a block that the start does not touch. Then
-it is found at the next thorough search, up to ``cold_every`` measurements late. (An odd
-target, zero biases: on T₃ the biases are such a block, and the sharpness was a tenth too low for a
-thousand steps.) With ``cold_every=1`` nothing can hide, at less than twice the products. In ten
-dimensions and fewer, where symmetries are the rule and products few, every search is thorough.
+it is found at the next search from random vectors alone, up to ``cold_every`` measurements late.
+(An odd target, zero biases: on T₃ the biases are such a block, and the sharpness was a tenth too
+low for a thousand steps.) With ``cold_every=1`` nothing can hide, at some five times the products.
+In ten dimensions and fewer, where symmetries are the rule and products few, every search takes a
+product for each dimension.
 """
 
 from __future__ import annotations
@@ -57,8 +59,9 @@ _CLUSTER = 0.9
 #: 0.1 was wrong twice as often, and 0.01 no less often.)
 _SPARE_RTOL = 0.03
 
-#: With so many parameters every search is thorough. (Of a chain of three equal weights the start
-#: held the two leading eigenvectors to the last digit while the third one's eigenvalue overtook.)
+#: With so many parameters every search spans the whole space. (Of a chain of three equal weights
+#: the start held the two leading eigenvectors to the last digit while the third one's eigenvalue
+#: overtook.)
 _FEW = 10
 
 #: What the other measurement found is taken over where its value is at least this share, and this
@@ -106,7 +109,7 @@ class SharpnessTracker:
             objective: whose Hessian.
             k: how many.
             rtol: relative accuracy of each eigenvalue.
-            cold_every: every so many measurements search thoroughly, from random vectors too.
+            cold_every: every so many measurements search from random vectors alone as well.
             grow_above: track one eigenvalue more from the next measurement on whenever the smallest
                 one tracked is above this, for instance above 1.5/η; at most ``max_k``. Of several
                 runs one is enough, and all are tracked alike.
@@ -205,10 +208,12 @@ class SharpnessTracker:
             None if memory is None else self._start(memory, memories)
             for memory, memories in zip(near, self._memories, strict=True)
         ]
-        due = self._count % self._cold_every == 0 or operator.size <= _FEW
-        if due or any(start is None for start in starts):
-            results = self._search_thoroughly(operator, starts)
+        few, due = operator.size <= _FEW, self._count % self._cold_every == 0
+        if few or any(start is None for start in starts):
+            results = self._search_thoroughly(operator, [None] * len(points) if few else starts)
         else:
+            if due:
+                starts = self._starts_anew(operator, points, starts)
             results = self._search(operator, starts, accuracy=self._rtol)
         lost = [run for run, result in enumerate(results) if result.status is EigenStatus.LOST]
         if lost:
@@ -305,10 +310,25 @@ class SharpnessTracker:
             max_products=self._max_products,
         )
 
+    def _starts_anew(
+        self, operator: SymmetricOperator, points: Tensor, starts: Sequence[Start | None]
+    ) -> list[Start | None]:
+        """Where to begin when a search from random vectors alone is due: at what it finds.
+
+        A random vector added to warm ones would not do: where these have converged, the search
+        ends before the random one has led anywhere.
+        """
+        found = self._search_thoroughly(operator, [None] * len(points))
+        fresh = [self._memory_of(point, one) for point, one in zip(points, found, strict=True)]
+        return [
+            start if memory is None else self._start(memory, memories)
+            for start, memory, memories in zip(starts, fresh, self._memories, strict=True)
+        ]
+
     def _search_thoroughly(
         self, operator: SymmetricOperator, starts: Sequence[Start | None]
     ) -> list[EigenResult]:
-        """Search from random vectors as well, or from them alone.
+        """Search from random vectors as well as the starts, or where there is none from them alone.
 
         It stops by residuals, which bound the error, because an unlucky draw may converge to the
         second pair before it sees the first. (Along 15 runs far above their edge a residual of
@@ -316,8 +336,10 @@ class SharpnessTracker:
         """
         # Seeded by the measurement, so that a run draws the same whichever others it runs beside.
         generator = torch.Generator().manual_seed(self._seed + self._count)
-        size = (operator.size, min(self.k + 1, operator.size))
-        draw = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
+        count = operator.size if operator.size <= _FEW else self.k + 1
+        draw = torch.randn(
+            (operator.size, count), generator=generator, dtype=torch.float64, device="cpu"
+        )
         random = draw.to(operator.device, operator.dtype)
         joined = [
             Start(random, torch.empty(0))
@@ -349,17 +371,23 @@ class SharpnessTracker:
                 )
         return Start(vectors, known)
 
-    def _remember(self, run: int, point: Tensor, start: Start | None, result: EigenResult) -> None:
+    def _memory_of(self, point: Tensor, result: EigenResult) -> _Memory | None:
+        """What to remember of a measurement, if it found anything."""
         if result.status is EigenStatus.NOT_FINITE or result.subspace.shape[1] < self.k:
-            return
+            return None
         known = result.subspace_values
         carried = self.k + 1
         if len(known) > carried and known[carried] > _CLUSTER * known[self.k - 1]:
             carried += 1
+        return _Memory(point.clone(), result.subspace[:, :carried], known)
+
+    def _remember(self, run: int, point: Tensor, start: Start | None, result: EigenResult) -> None:
+        memory = self._memory_of(point, result)
+        if memory is None:
+            return
         if start is not None:
             # A Ritz value of a vector that was not in the start may be far below the eigenvalue.
-            known = _larger(known, start.known, beyond=start.vectors.shape[1])
-        memory = _Memory(point.clone(), result.subspace[:, :carried], known)
+            memory.known = _larger(memory.known, start.known, beyond=start.vectors.shape[1])
         self._memories[run] = [*self._memories[run][-1:], memory]
 
 

@@ -457,7 +457,9 @@ class _Loop:
                     progress.record.add("sharpness", step, row[0])
                     if self.tracker.max_k > 1:
                         progress.record.add("eigenvalues", step, row)
-                if self.preconditioned and any(is_preconditioned(one.rule) for one in active):
+                if self.preconditioned is not None and any(
+                    is_preconditioned(progress.rule) for progress in active
+                ):
                     self._measure_preconditioned(step, active, points, gradients, of_tracker)
             return active, _unstacked(gradients, 1)
         return [], []

@@ -302,6 +302,44 @@ def test_in_lockstep_the_images_that_every_start_has_are_taken():
         assert result.eigenvalue() == pytest.approx(5, rel=1e-9)
 
 
+@pytest.mark.parametrize("count", [1, 20, 30])
+def test_a_start_whose_images_are_all_known_goes_on_from_its_last_vector(count):
+    # Twenty are more than the basis holds, and thirty are the whole space.
+    operator, basis = with_spectrum(torch.linspace(5, -1, 30, dtype=DOUBLE))
+    vectors = basis[:, :count]
+    start = Start(vectors, torch.empty(0), operator.matmat(vectors))
+    found = lanczos(operator, start=start, rtol=1e-6, max_basis=6)
+    assert found.status is EigenStatus.CONVERGED
+    assert found.eigenvalue() == pytest.approx(5)
+
+
+def test_a_search_is_lost_at_the_same_vector_with_the_images_given_and_without():
+    operator, basis = with_spectrum(torch.linspace(5, 0, 30, dtype=DOUBLE))
+    vectors = torch.linalg.qr(basis[:, :3] + 0.3 * basis[:, 10:13]).Q
+    known = torch.tensor([5.0, 4.8, 4.7, 2.0], dtype=DOUBLE)
+    for beyond, status in [(4.6, EigenStatus.LOST), (-9.0, EigenStatus.MAX_PRODUCTS)]:
+        known[3] = beyond
+        for images in (None, operator.matmat(vectors[:, :2])):
+            products = 3 if images is None else 1
+            start = Start(vectors, known, images)
+            found = lanczos(operator, start=start, accuracy=1e-9, max_products=products)
+            assert found.status is status
+
+
+def test_a_start_that_spans_the_space_is_not_lost():
+    operator, _ = with_spectrum(torch.linspace(5, 1, 4, dtype=DOUBLE))
+    start = Start(torch.eye(4, dtype=DOUBLE), torch.full((6,), 5.0, dtype=DOUBLE))
+    assert lanczos(operator, start=start, accuracy=1e-3).eigenvalue() == pytest.approx(5)
+
+
+def test_in_lockstep_a_run_of_which_nothing_is_known_is_not_lost():
+    operator, basis = with_spectrum(torch.linspace(5, 0, 30, dtype=DOUBLE))
+    both = SymmetricOperator(lambda rows: operator.matmat(rows.T).T, 30, dtype=DOUBLE, num_runs=2)
+    starts = [Start(basis[:, :1], torch.linspace(5, 0, 30)), None]
+    for result in lanczos_together(both, starts=starts, accuracy=1e-6):
+        assert result.eigenvalue() == pytest.approx(5, rel=1e-6)
+
+
 def test_a_spare_pair_leads_on_where_the_first_one_is_not_the_leading_one():
     eigenvalues = torch.cat([torch.tensor([5.0, 4.0]), torch.linspace(0, 1, 58)]).double()
     operator, basis = with_spectrum(eigenvalues)

@@ -346,6 +346,39 @@ def test_few_dimensions_hide_nothing():
         assert float(tracker(theta)[0]) == pytest.approx(float(exact), rel=1e-6)
 
 
+def test_six_dimensions_without_any_coupling_hide_nothing():
+    objective = Objective(_Wells(6), torch.zeros(2, 1), torch.zeros(2, 6), dtype=DOUBLE)
+    tracker, generator = SharpnessTracker(objective), torch.Generator().manual_seed(0)
+    for _ in range(20):
+        theta = torch.rand(6, generator=generator, dtype=DOUBLE)
+        assert float(tracker(theta)[0]) == pytest.approx(6 * float(theta.max()) ** 2)
+
+
+@pytest.mark.parametrize("cold_every", [1, 4])
+def test_beside_a_start_that_has_converged_a_thorough_search_still_finds_another_block(cold_every):
+    # No direction is coupled to another, and the start holds two eigenvectors exactly.
+    objective = Objective(_Wells(50), torch.zeros(2, 1), torch.zeros(2, 50), dtype=DOUBLE)
+    tracker = SharpnessTracker(objective, cold_every=cold_every)
+    theta = 0.1 * torch.linspace(1, 2, 50, dtype=DOUBLE)
+    theta[:2] = torch.tensor([1.0, 0.9])
+    for _ in range(4):
+        assert float(tracker(theta)[0]) == pytest.approx(6)
+    for memory in tracker._memories[0]:
+        memory.vectors[2] = 0
+    theta[2] = 1.1
+    assert float(tracker(theta)[0]) == pytest.approx(6 * 1.1**2, rel=1e-3)
+
+
+def test_nearly_as_many_eigenvalues_as_parameters():
+    # Starts that jump about are lost, and span the space already.
+    objective = Objective(_Wells(11), torch.zeros(2, 1), torch.zeros(2, 11), dtype=DOUBLE)
+    tracker, generator = SharpnessTracker(objective, 8), torch.Generator().manual_seed(1)
+    for _ in range(20):
+        theta = torch.randn(11, generator=generator, dtype=DOUBLE)
+        exact = (6 * theta**2).sort(descending=True).values[:8]
+        assert tracker(theta).tolist() == pytest.approx(exact.tolist(), rel=1e-3)
+
+
 def test_unconverged_measurements_are_recorded_as_missing():
     objective = Objective.from_dataset(
         build("fc-tanh", 1, 1, widths=(8, 8)), chebyshev(4), dtype=DOUBLE
