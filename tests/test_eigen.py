@@ -262,6 +262,24 @@ def test_an_error_is_not_larger_than_its_estimate_where_the_spectrum_is_known(se
         assert found.error_estimates[0] < 25 * errors[0]
 
 
+@pytest.mark.parametrize("second", [4.9, 4.7, 4.4, 4.0])
+@pytest.mark.parametrize("outside", [0.0, 2.0, 3.0, 3.8])
+def test_the_estimate_bounds_the_error_where_all_residuals_point_one_way(second, outside):
+    # The start holds two Ritz vectors of 5 and `second`. Both of their residuals point to the one
+    # direction by which the second raises the first, and whose curvature is above λ₃.
+    for own in (0.05, 0.1, 0.3):
+        for other in (0.2, 0.4, 0.6, 0.8):
+            matrix = torch.diag(torch.tensor([5, second, outside, -1, -1], dtype=DOUBLE))
+            matrix[0, 2] = matrix[2, 0] = own
+            matrix[1, 2] = matrix[2, 1] = other
+            exact = torch.linalg.eigvalsh(matrix).flip(0)
+            start = Start(torch.eye(5, dtype=DOUBLE)[:, :2], exact)
+            operator = SymmetricOperator.from_dense(matrix)
+            found = lanczos(operator, start=start, accuracy=1e-12, max_products=2)
+            error = float(exact[0] - found.values[0])
+            assert 0 < error <= float(found.error_estimates[0]) * (1 + 1e-9)
+
+
 def test_what_a_lost_search_has_computed_is_not_computed_again():
     eigenvalues = torch.cat([torch.tensor([5.0, 4.5, 2.0]), torch.linspace(0, 1, 57)]).double()
     operator, basis = with_spectrum(eigenvalues)
