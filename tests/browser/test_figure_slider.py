@@ -510,7 +510,7 @@ def test_tables_hold_the_frame_and_all_sentences(shown: Any) -> None:
     shown.locator("summary").click()
     shown.locator(".eos-now tr").first.wait_for()
     now = shown.locator(".eos-now tr").all_inner_texts()
-    assert now[0].split("\t")[0] == "at step size 0.1"
+    assert now[0].split("\t")[0] == "step size: 0.1"
     row = next(text.split("\t") for text in now if text.startswith("loss"))
     assert row[1] == "train loss (½ mean squared error)"
     assert row[2] == "0.5 at 0"
