@@ -75,6 +75,7 @@ def settle(page: Any) -> None:
 
 def layout_questions(page: Any, slider: Any) -> int:
     """How often a drag of the slider asks what may make the browser lay the page out at once."""
+    settle(page)  # what is asked when a widget opens, and when its size is first observed, is over
     page.evaluate(
         """() => {
           self.asked = 0;
