@@ -360,13 +360,12 @@ class _Search:
             values, coefficients = self._ritz_pairs()
             found = min(self.k + 2, self.filled)
             judged = min(len(self.tolerances), found)
-            which = np.minimum(np.arange(judged), self.k - 1)
             residuals, norms = self._residuals(values, coefficients, found)
             scale = np.maximum(scale, np.abs(values).max(axis=1))
             floor = _ROUNDING * torch.finfo(self.operator.dtype).eps * scale[:, None]
             errors = self._error_estimates(values, norms, known)
             # A spare pair is held against the last one asked for: its own value may be near zero.
-            against = np.abs(values[:, which])
+            against = np.abs(values[:, np.minimum(np.arange(judged), self.k - 1)])
             closed = norms[:, :judged] <= np.maximum(self.tolerances[:judged] * against, floor)
             if self.accuracy is not None:
                 asked = np.abs(values[:, : self.k])

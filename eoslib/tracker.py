@@ -55,7 +55,7 @@ __all__ = ["SharpnessTracker"]
 #: one's: clusters of eigenvalues near the edge exchange places from one measurement to the next.
 _CLUSTER = 0.9
 
-#: How far the spare pair of a thorough search must have converged. (Along 22 runs beyond their edge
+#: How far the spare pair of a thorough search must have converged. (Along 21 runs beyond their edge
 #: 0.1 was wrong twice as often, and 0.01 no less often.)
 _SPARE_RTOL = 0.03
 
